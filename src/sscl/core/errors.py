@@ -1,0 +1,19 @@
+"""What a user did wrong, in words that say how to mend it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the input, not in the program: shown as one message without a traceback, exit code 2.
+
+    The message says what was wrong, what was expected, and what to do.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not in a list: "method 'ssc1' is unknown. Did you mean 'sscl'? Known: ..."."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return UserError(f"{kind} '{name}' is unknown.{hint} Known: {', '.join(names)}.")

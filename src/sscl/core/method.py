@@ -1,0 +1,136 @@
+"""The one idea: a method's `step` yields what to minimise, in the order of its paper; the engine does the rest."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from sscl.core.batch import Batch, Clock
+from sscl.core.config import Config
+
+
+class Schedule(Config):
+    """Learning rate over a phase, as a factor of the initial one."""
+
+    kind: Literal["constant", "poly", "step"] = "poly"
+    power: float = 0.9
+    """`poly`: (1 - fraction) ** power."""
+    every: PositiveInt = 2500
+    """`step`: a factor of 0.1 each so many iterations."""
+
+    def factor(self, clock: Clock) -> float:
+        """What the initial learning rate is multiplied by at this step."""
+        if self.kind == "poly":
+            return float((1 - clock.fraction) ** self.power)
+        return 0.1 ** (clock.phase_iteration // self.every) if self.kind == "step" else 1.0
+
+
+class Optimiser(Config):
+    """How one player is trained: SGD unless the paper says otherwise."""
+
+    kind: Literal["sgd", "adam"] = "sgd"
+    learning_rate: PositiveFloat = 0.01
+    momentum: NonNegativeFloat = 0.9
+    """SGD's momentum, Adam's first beta."""
+    weight_decay: NonNegativeFloat = 1e-4
+    schedule: Schedule = Schedule()
+
+
+class Phase(Config):
+    """A stretch of the run with its own batch."""
+
+    name: str
+    share: float = Field(gt=0, le=1)
+    """Part of the run's iterations."""
+    batch: tuple[NonNegativeInt, NonNegativeInt]
+    """Labelled and unlabelled crops a step."""
+    fresh_optimisers: bool = False
+    """Whether the optimisers forget their momentum when the phase starts."""
+    schedule: Schedule | None = None
+    """Replaces every optimiser's own schedule during this phase."""
+
+
+class Needs(Config):
+    """What the loader must bring beside images and masks."""
+
+    targets: tuple[Literal["signed_distance"], ...] = ()
+
+
+class MethodConfig(Config):
+    """What every method can be told. Subclasses add their paper's numbers, each with its table or section."""
+
+    width: PositiveInt = 16
+    """Channels of the first stage; doubled at each of the four further ones."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Channel dropout at the bottleneck and before the last convolution (UA-MT's V-Net)."""
+    optimiser: Optimiser = Optimiser()
+    """SGD, 0.01, 0.9, 1e-4 (SSCL sec. 4.1, as in the whole lineage)."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Minimise `loss` over `player`, now.
+
+    terms: the named parts of the loss, before weighting; each is proven alive by the contract test.
+    gauges: further numbers worth logging.
+    """
+
+    player: str
+    loss: Float[Tensor, ""]
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    gauges: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+class Method(nn.Module, ABC):
+    """A semi-supervised segmentation method. Abstract; every method is final.
+
+    A method keeps what it needs between steps in submodules, buffers or `get_extra_state`, nothing else, so that
+    stopping and resuming needs no code of its own.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    needs: ClassVar[Needs] = Needs()
+
+    config: Any
+
+    @abstractmethod
+    def __init__(self, config: Any, in_channels: int, num_classes: int) -> None:
+        """Build the networks. num_classes counts the background (the paper's C + 1)."""
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    @abstractmethod
+    def phases(cls, config: Any) -> tuple[Phase, ...]:
+        """The stretches of a run, their shares adding up to 1."""
+
+    @abstractmethod
+    def players(self) -> Mapping[str, nn.Module]:
+        """Who is trained: one optimiser each."""
+
+    @abstractmethod
+    def step(self, batch: Batch, clock: Clock) -> Iterator[Objective]:
+        """One iteration: the paper's equations, in the paper's order.
+
+        The engine minimises each objective over its player before it resumes the method, which then sees the new
+        weights. No `no_grad` block may span a yield, and a graph may not be used after the yield that consumed it.
+        """
+
+    @abstractmethod
+    def predict(self, images: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b classes x y z"]:
+        """The paper's test phase: class probabilities, adding up to 1 at each voxel."""
+
+    @abstractmethod
+    def tested(self) -> tuple[str, ...]:
+        """Names of the submodules that `predict` uses: what a finished model consists of."""
+
+    def begin(self, phase: str) -> None:  # noqa: B027 - most methods have nothing to do here
+        """Called once when a phase starts, before its first step: for instance teacher <- student."""
+
+    def optimisers(self) -> Mapping[str, Optimiser]:
+        """How each player is trained; the config's `optimiser` for all of them unless a method says otherwise."""
+        return dict.fromkeys(self.players(), self.config.optimiser)

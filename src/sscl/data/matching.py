@@ -1,0 +1,92 @@
+"""Files to cases by their names: channels, masks, and what lies about."""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from sscl.core.errors import UserError
+from sscl.volumes.files import case_stem, is_volume
+
+_JUNK = {"thumbs.db", "desktop.ini"}
+_NOTES = {".bval", ".bvec", ".csv", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml"}
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+def entries(folder: Path) -> list[Path]:
+    """Everything in a folder but hidden files and what operating systems drop there, sorted."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in _JUNK)
+
+
+def volumes_in(folder: Path) -> dict[str, Path]:
+    """The volumes of a folder (files, or DICOM folders) by name without ending; nothing if there is no folder.
+    Notes beside them (.json, .txt, ...) are passed over; any other unknown file may be a scan, so it is refused.
+
+    Raises:
+        UserError: two files of one name, a broken link, a folder called like a file, or a file of unknown kind.
+    """
+    found: dict[str, Path] = {}
+    for path in entries(folder) if folder.is_dir() else ():
+        if path.is_file() and path.suffix.lower() in _NOTES:
+            continue
+        stem, target = _stem(path)
+        if stem in found:
+            raise UserError(
+                f"{path}: duplicate: {found[stem].name} is there too, and both are case '{stem}'. Keep one."
+            )
+        found[stem] = target
+    return found
+
+
+def _stem(path: Path) -> tuple[str, Path]:
+    if not path.exists():
+        raise UserError(f"{path}: is a link to a file that does not exist. Mend or remove it.")
+    if path.is_dir():
+        if case_stem(path) != path.name:
+            raise UserError(f"{path}: is a folder with the name of a file. Rename or remove it.")
+        if not is_volume(path):
+            raise UserError(f"{path}: is a folder without DICOM files. Put scans there as files, or remove it.")
+        return path.name, path
+    if not is_volume(path):
+        raise UserError(
+            f"{path}: is not a volume of a known kind (ending '{path.suffix}'). Convert it, or move it elsewhere."
+        )
+    return case_stem(path), path
+
+
+def has_channel_suffix(stems: Collection[str], masks: Collection[str]) -> bool:
+    """Whether `case_0000` is channel 0 of `case`, and not a case of that name: the masks' names tell; without masks,
+    every case must have a `_0000`.
+    """
+    parts = {stem: match[1] for stem in stems if (match := _CHANNEL.fullmatch(stem))}
+    as_names, as_channels = len(set(masks) & set(stems)), len(set(masks) & set(parts.values()))
+    if as_names or as_channels:
+        return as_channels > as_names
+    return len(parts) == len(stems) > 0 and all(f"{name}_0000" in parts for name in parts.values())
+
+
+def group(stems: Mapping[str, Path], suffixed: bool, num_channels: int | None) -> dict[str, tuple[Path, ...]]:
+    """Case name to its files, in the order of the channels; `num_channels` None: as many as each case has."""
+    if not suffixed:
+        return {stem: (path,) for stem, path in stems.items()}
+    groups: dict[str, dict[int, Path]] = defaultdict(dict)
+    for stem, path in stems.items():
+        match = _CHANNEL.fullmatch(stem)
+        if not match:
+            raise UserError(
+                f"{path}: the name lacks the channel, as in {stem}_0000, which the other scans have. Rename it."
+            )
+        groups[match[1]][int(match[2])] = path
+    for name, files in groups.items():
+        wanted = range(num_channels or len(files))
+        if sorted(files) != list(wanted):
+            found, expected = (", ".join(f"_{index:04d}" for index in numbers) for numbers in (sorted(files), wanted))
+            raise UserError(f"{files[min(files)]}: case '{name}' has the channels {found}, expected {expected}.")
+    return {name: tuple(files[index] for index in sorted(files)) for name, files in groups.items()}
+
+
+def refuse_orphans(masks: Mapping[str, Path], images: Iterable[str]) -> None:
+    for name in sorted(masks.keys() - set(images)):
+        raise UserError(
+            f"{masks[name]}: a mask without an image: no scan is called '{name}'. Add the image or remove the mask."
+        )

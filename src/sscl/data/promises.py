@@ -1,0 +1,60 @@
+"""Masks that something promises: the layout, `dataset.json`, or the split."""
+
+import logging
+from collections.abc import Sequence
+
+from sscl.core.errors import UserError
+from sscl.data.layouts import Source
+from sscl.data.split import Split
+
+logger = logging.getLogger("sscl")
+
+
+def check_promises(found: Source, explicit: bool) -> None:
+    """Masks that the layout promises. Where the user says what is labelled (`explicit`), only that is promised.
+
+    Raises:
+        UserError: a promised mask or scan is not there.
+    """
+    missing = [case for case in found.order if case not in found.masked]
+    if found.every_mask_promised and missing and not explicit:
+        raise UserError(
+            f"{found.root / missing[0]}: the label (laendo.nrrd) is missing. Restore it, or name the labelled cases "
+            "with --labelled or --split."
+        )
+    promised, present = found.num_training, len(found.order) - len(missing)
+    if promised is None or promised == present:
+        return
+    file = found.files[0]
+    if promised > len(found.order):
+        raise UserError(
+            f"{file}: numTraining is {promised}, but imagesTr holds {len(found.order)} scans. Correct one of them."
+        )
+    who = f": no mask (label) for {_some(missing)}" if promised > present else ""
+    message = f"{file}: numTraining promises {promised} masks, {present} are there{who}."
+    if explicit:
+        logger.warning(message)
+        return
+    raise UserError(
+        f"{message} Correct numTraining or the masks, or name the labelled cases with --labelled or --split."
+    )
+
+
+def require_masks(found: Source, split: Split) -> None:
+    """Masks that the split promises: all but those of the unlabelled cases.
+
+    Raises:
+        UserError: one is not there.
+    """
+    for name, cases in split.lists().items():
+        missing = [case for case in cases if case not in found.masked]
+        if missing and name != "unlabelled":
+            raise UserError(
+                f"{found.root}: the mask (label) is missing for {_some(missing)}, but the split has it as {name}. "
+                "Add the mask, or choose other cases."
+            )
+
+
+def _some(cases: Sequence[str]) -> str:
+    more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
+    return ", ".join(f"'{case}'" for case in cases[:3]) + more

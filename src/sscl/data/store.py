@@ -1,0 +1,54 @@
+"""The case store: preprocessed volumes on disk, compressed in blocks, so that a crop reads only what it needs."""
+
+from pathlib import Path
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 32
+
+
+def write_case(folder: Path, case_id: str, image: NDArray[np.float32], label: NDArray[np.int8] | None) -> None:
+    """Write one case: image (channels, x, y, z) as float16, label (x, y, z) as int8 if there is one."""
+    _write(folder / f"{case_id}.image.b2nd", image.astype(np.float16))
+    if label is not None:
+        _write(folder / f"{case_id}.label.b2nd", label)
+
+
+class CaseStore:
+    """Reads cases of a prepared data set; keeps small sets in memory, because decompression costs more than copying."""
+
+    def __init__(self, folder: Path, memory_bytes: int = 2_000_000_000) -> None:
+        self._folder = folder
+        self._free = memory_bytes
+        self._kept: dict[str, NDArray[np.generic]] = {}
+
+    def image(self, case_id: str) -> NDArray[np.generic]:
+        """(channels, x, y, z), float16; slicing it reads from disk or memory."""
+        return self._open(f"{case_id}.image.b2nd")
+
+    def label(self, case_id: str) -> NDArray[np.generic]:
+        """(x, y, z), int8, IGNORE where no loss may look."""
+        return self._open(f"{case_id}.label.b2nd")
+
+    def _open(self, name: str) -> NDArray[np.generic]:
+        if name not in self._kept:
+            stored = blosc2.open(str(self._folder / name), mode="r")
+            size = int(np.prod(stored.shape)) * stored.dtype.itemsize
+            if size > self._free:
+                return stored
+            self._free -= size
+            self._kept[name] = stored[:]
+        return self._kept[name]
+
+
+def _write(path: Path, array: NDArray[np.generic]) -> None:
+    blocks = (1,) * (array.ndim - 3) + tuple(min(BLOCK, n) for n in array.shape[-3:])
+    blosc2.asarray(
+        np.ascontiguousarray(array),
+        urlpath=str(path),
+        mode="w",
+        blocks=blocks,
+        cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1),
+    )

@@ -1,0 +1,111 @@
+"""The run folder: recipe, log, lock."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sscl.core.config import Config
+from sscl.core.errors import UserError
+from sscl.core.files import write_text
+from sscl.core.plan import Plan
+
+RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
+
+
+class Recipe(Config):
+    """All that decides what a run computes. `RUN/recipe.yaml`; a run is made again from it."""
+
+    method: str
+    config: dict[str, Any]
+    """The method's resolved Config."""
+    dataset: str
+    """Folder of the prepared data set."""
+    data_digest: str
+    """Digest of its plan, split and inputs."""
+    plan: Plan
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    iterations: int
+    seed: int
+    precision: str
+    device: str
+    threads: int
+    versions: dict[str, str]
+
+
+FREE = ("dataset", "device", "threads", "versions")
+"""May differ when a run is resumed: a moved data set, another machine. Bit equality then is not promised."""
+
+
+def read_recipe(run: Path) -> Recipe:
+    """Raises UserError if `run` is not a run folder or its recipe was damaged."""
+    path = run / RECIPE
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder: it has no {RECIPE}. `sscl train DATASET -o {run}` makes one.")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a recipe; expected a mapping. Restore it or train into a new folder.")
+    plan = Plan.read(values.pop("plan", {}), str(path))
+    return Recipe.read({**values, "plan": plan}, str(path))
+
+
+def write_recipe(run: Path, recipe: Recipe) -> None:
+    """As YAML, atomically."""
+    write_text(run / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def differences(old: Recipe, new: Recipe) -> tuple[list[str], list[str]]:
+    """Fields that forbid resuming, and fields that only end the promise of bit equality, as readable lines."""
+    first, second = old.model_dump(mode="json"), new.model_dump(mode="json")
+    lines: tuple[list[str], list[str]] = ([], [])
+    for field in first:
+        if first[field] != second[field]:
+            lines[field in FREE].extend(_changes(field, first[field], second[field]))
+    return lines
+
+
+def _changes(name: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [line for key in keys if old.get(key) != new.get(key) for line in _changes(f"{name}.{key}", old.get(key), new.get(key))]
+    return [f"{name}: {old} in the run, {new} now"]
+
+
+def cut_metrics(run: Path, iteration: int) -> None:
+    """Forget log lines from `iteration` on: those steps will be made again. A half line at the end goes as well."""
+    path = run / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["iteration"] < iteration:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    write_text(path, "".join(kept))
+
+
+@contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """Hold the run folder's lock; the system frees it however the process ends.
+
+    Raises:
+        UserError: another process is training into this folder.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with (run / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run} is in use by another process; wait for it or give another -o folder.") from None
+        yield

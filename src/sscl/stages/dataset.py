@@ -1,0 +1,60 @@
+"""Opening a prepared data set: what every stage after `prepare` starts from."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sscl.core.errors import UserError
+from sscl.core.plan import Plan
+from sscl.data.split import Split
+
+STORE, PLAN, SPLIT, DATASET, STAGE = "store", "plan.json", "split.json", "dataset.json", "stage.json"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A DATASET folder: where it is, what it holds, how it is to be treated."""
+
+    folder: Path
+    facts: dict[str, Any]
+    """dataset.json: name, source, channels, labels, cases with their files."""
+    split: Split
+    plan: Plan
+    preset: str | None
+    """The preset that it was prepared with: its training settings hold for runs on it."""
+    digest: str
+    """Over plan, split and the digests of the scans that were read."""
+
+    def image_paths(self, case: str) -> list[Path]:
+        """The scan's files in the source folder."""
+        return [Path(self.facts["source"]) / path for path in self.facts["cases"][case]["image"]]
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether `prepare` made this folder."""
+    return (folder / PLAN).is_file() and (folder / DATASET).is_file()
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Raises UserError if the folder is not a complete prepared data set."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist. `sscl prepare SRC -o {folder}` makes it from a folder of scans.")
+    values = {}
+    for name in (DATASET, SPLIT, PLAN, STAGE):
+        path = folder / name
+        try:
+            values[name] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder} is not a prepared data set: {name} is missing. Run `sscl prepare {folder} -o DATASET` first, "
+                "then give DATASET."
+            ) from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: not valid JSON ({error}). Prepare the data set again.") from None
+    plan = Plan.read(values[PLAN], str(folder / PLAN))
+    split = Split.read(values[SPLIT], str(folder / SPLIT))
+    identity = json.dumps([values[PLAN], values[SPLIT], values[STAGE].get("inputs")], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    return Dataset(folder, values[DATASET], split, plan, values[STAGE].get("config", {}).get("preset"), digest)

@@ -1,0 +1,58 @@
+"""Which device, which precision, how many threads."""
+
+import os
+
+import torch
+
+from sscl.core.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA if there is one, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in present.items() if there))
+    kind = name.partition(":")[0]
+    if kind not in present:
+        raise UserError(f"--device {name} is unknown. Known: auto, cpu, cuda, cuda:N, mps.")
+    if not present[kind]:
+        raise UserError(f"--device {name}: this machine or this torch build has none. `sscl doctor` tells what will run.")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """auto: bf16 where a GPU computes in it, else float32.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if name not in ("float32", "bf16"):
+        raise UserError(f"--precision {name} is unknown. Known: auto, float32, bf16.")
+    return name
+
+
+def set_threads(threads: int | None) -> int:
+    """Use this many CPU threads, or all; returns the number, which the recipe records."""
+    count = threads or os.cpu_count() or 1
+    torch.set_num_threads(count)
+    return count
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held so far: on the GPU there, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

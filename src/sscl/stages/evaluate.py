@@ -1,0 +1,287 @@
+"""`evaluate`: masks and reference masks to scores.csv and summary.csv. The only stage that opens test masks."""
+
+import json
+import logging
+import math
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sscl.core.errors import UserError, unknown
+from sscl.core.files import sha256, write_json, write_text
+from sscl.core.plan import Plan, Spacing
+from sscl.metrics import table
+from sscl.volumes.files import case_stem, is_volume, read_label
+from sscl.volumes.geometry import same_grid
+from sscl.volumes.volume import Volume
+
+logger = logging.getLogger("sscl")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What was written to `out`, and `definitions`: to be shown with every number."""
+
+    scores: tuple[table.Score, ...]
+    summary: tuple[table.Summary, ...]
+    definitions: str
+    out: Path
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The masks that are due, and what is known about their values. `others`: cases of the data set not due now."""
+
+    masks: Mapping[str, Path]
+    labels: Mapping[int, str] | None
+    ignore_label: int | None = None
+    others: frozenset[str] = frozenset()
+    spacing_if_missing_mm: Spacing | None = None
+
+
+def evaluate(
+    prediction: Path,
+    reference: Path,
+    out: Path | None = None,
+    *,
+    split: str = "test",
+    tolerance_mm: float = table.TOLERANCE_MM,
+    spacing_mm: Spacing | None = None,
+) -> EvaluationResult:
+    """Score every case that is due; write scores.csv, summary.csv, definitions.txt and stage.json.
+
+    prediction: folder of masks named by case. reference: folder of masks, or a prepared data set, of which the cases of
+    `split` are due (opening `test` is noted in its openings.jsonl). out: default `prediction`/scores. tolerance_mm: of
+    the NSD. spacing_mm: voxel size of files that hold none. A case without a prediction scores as failed.
+
+    Raises:
+        UserError: a prediction of an unknown case, another grid than the reference's, a label value that is not
+            declared, a file that cannot be read.
+    """
+    began = time.monotonic()
+    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        raise UserError(f"tolerance {tolerance_mm} mm: expected a number of millimetres, 0 or more.")
+    out = prediction / "scores" if out is None else out
+    _refuse_foreign(out)
+    due = _read_reference(reference, split)
+    predicted = _predicted(prediction, due, reference)
+    if _is_dataset(reference) and split == "test":
+        _log_opening(reference, prediction, due)
+    spacing_mm = spacing_mm or due.spacing_if_missing_mm
+    labels = due.labels or _stage_labels(prediction) or _labels_in(due, spacing_mm)
+    scores: list[table.Score] = []
+    for case in sorted(due.masks):
+        if case not in predicted:
+            logger.warning("%s: no prediction in %s: scored as failed", case, prediction)
+        scores += _score(case, predicted.get(case), due, labels, spacing_mm, tolerance_mm)
+    result = EvaluationResult(
+        tuple(scores), tuple(table.summarise(scores)), table.definitions(scores, tolerance_mm), out
+    )
+    config = {"split": split, "tolerance_mm": tolerance_mm, "spacing_mm": spacing_mm}
+    _write(result, config, [*predicted.values(), *due.masks.values()], began)
+    return result
+
+
+def _score(
+    case: str,
+    path: Path | None,
+    due: _Reference,
+    labels: Mapping[int, str],
+    spacing_mm: Spacing | None,
+    tolerance_mm: float,
+) -> list[table.Score]:
+    """One case, both masks read and checked; `path` None: missing."""
+    truth = _read_mask(due.masks[case], spacing_mm, {*labels, due.ignore_label})
+    answer = None
+    if path is not None:
+        answer = _read_mask(path, spacing_mm, set(labels))
+        _require_same_grid(path, answer, due.masks[case], truth)
+    return table.score_case(
+        case,
+        None if answer is None else answer.array[0],
+        truth.array[0],
+        truth.spacing_mm,
+        {value: name for value, name in labels.items() if value != 0},
+        ignore_label=due.ignore_label,
+        tolerance_mm=tolerance_mm,
+    )
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Another stage's folder keeps its stage.json."""
+    stage = out / "stage.json"
+    if stage.is_file() and _read_json(stage).get("stage") != "evaluate":
+        raise UserError(f"{out}: the folder of another stage; its stage.json would be lost. Choose another folder.")
+
+
+def _is_dataset(reference: Path) -> bool:
+    return (reference / "dataset.json").is_file() and (reference / "split.json").is_file()
+
+
+def _read_reference(reference: Path, split: str) -> _Reference:
+    if _is_dataset(reference):
+        return _from_dataset(reference, split)
+    masks = _masks_in(reference)
+    if not masks:
+        raise UserError(f"{reference}: no mask files here. Expected a folder of masks or a prepared data set.")
+    described = reference.parent / "dataset.json"  # labelsTr, labelsTs of nnU-Net and the Decathlon
+    if reference.name.startswith("labels") and described.is_file():
+        return _Reference(masks, *_declared(_read_json(described), described))
+    return _Reference(masks, None)
+
+
+def _from_dataset(dataset: Path, split: str) -> _Reference:
+    facts, lists = _read_json(dataset / "dataset.json"), _read_json(dataset / "split.json")
+    if split not in lists:
+        raise unknown(f"{dataset / 'split.json'}: list", split, lists)
+    source = Path(facts["source"])
+    masks = {}
+    for case in lists[split]:
+        label = facts["cases"][case]["label"]
+        if label is None:
+            raise UserError(f"{dataset}: case '{case}' of the list '{split}' has no mask: it cannot be scored.")
+        masks[case] = source / label
+    if not masks:
+        raise UserError(f"{dataset / 'split.json'}: the list '{split}' is empty: nothing to score.")
+    plan = dataset / "plan.json"
+    return _Reference(
+        masks,
+        *_declared(facts, dataset / "dataset.json"),
+        others=frozenset(facts["cases"].keys() - masks.keys()),
+        spacing_if_missing_mm=Plan.read(_read_json(plan), str(plan)).spacing_if_missing_mm,
+    )
+
+
+def _declared(facts: Mapping[str, Any], where: Path) -> tuple[dict[int, str] | None, int | None]:
+    """Label names by value and the ignore label, from our dataset.json, nnU-Net's, or the Decathlon's."""
+    labels = facts.get("labels")
+    if not labels:
+        return None, None
+    if isinstance(labels, list):
+        return dict(enumerate(labels)), facts.get("ignore_label")
+    if all(key.isdigit() for key in labels):
+        return {int(value): name for value, name in labels.items()}, None
+    named = dict(labels)
+    ignore = named.pop("ignore", None)
+    for name, value in named.items():
+        if not isinstance(value, int):
+            raise UserError(f"{where}: label '{name}' = {value}: regions are not supported, only one value per label.")
+    return {value: name for name, value in named.items()}, ignore
+
+
+def _stage_labels(prediction: Path) -> dict[int, str] | None:
+    """The class names that `predict` noted beside its masks."""
+    stage = prediction / "stage.json"
+    names = _read_json(stage).get("labels") if stage.is_file() else None
+    return dict(enumerate(names)) if names else None
+
+
+def _labels_in(due: _Reference, spacing_mm: Spacing | None) -> dict[int, str]:
+    """Where nothing declares the labels: those that the reference masks contain, named by their value."""
+    values: set[int] = {0}
+    for path in due.masks.values():
+        values |= _values(read_label(path, spacing_if_missing_mm=spacing_mm))
+    if values == {0}:
+        raise UserError("the reference masks are all empty and nothing declares labels: there is nothing to score.")
+    return {value: str(value) for value in sorted(values)}
+
+
+def _masks_in(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder.")
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or not is_volume(path):
+            continue
+        case = case_stem(path)
+        if case in masks:
+            raise UserError(f"{path} and {masks[case].name}: two masks of one case '{case}'. Keep one.")
+        masks[case] = path
+    return masks
+
+
+def _predicted(prediction: Path, due: _Reference, reference: Path) -> dict[str, Path]:
+    """The predictions of the cases that are due; all others must at least be known."""
+    masks = _masks_in(prediction)
+    surplus = masks.keys() - due.masks.keys()
+    if stray := sorted(surplus - due.others):
+        more = f" (and {len(stray) - 1} more)" if len(stray) > 1 else ""
+        raise UserError(
+            f"{masks[stray[0]]}{more}: a prediction without a reference in {reference}. "
+            f"Cases there: {', '.join(sorted(due.masks)[:5])}, ... Rename or remove it."
+        )
+    if not masks.keys() - surplus:
+        raise UserError(f"{prediction}: no prediction for any of the {len(due.masks)} cases of {reference}.")
+    if surplus:
+        logger.info("%d predictions are of cases outside this list: not scored", len(surplus))
+    return {case: path for case, path in masks.items() if case in due.masks}
+
+
+def _read_mask(path: Path, spacing_mm: Spacing | None, allowed: set[int | None]) -> Volume:
+    mask = read_label(path, spacing_if_missing_mm=spacing_mm)
+    if wrong := _values(mask) - allowed:
+        declared = sorted(value for value in allowed if value is not None)
+        raise UserError(f"{path}: label values {sorted(wrong)} are not declared. Declared: {declared}.")
+    return mask
+
+
+def _values(mask: Volume) -> set[int]:
+    return set(np.unique(mask.array).tolist())
+
+
+def _require_same_grid(path: Path, answer: Volume, truth_path: Path, truth: Volume) -> None:
+    if answer.shape != truth.shape:
+        raise UserError(
+            f"{path}: shape {answer.shape}, but the reference {truth_path} has {truth.shape}. "
+            "A prediction must lie on its scan's own grid."
+        )
+    if not same_grid(answer, truth):
+        raise UserError(
+            f"{path}: equal shape, but another position, orientation or voxel size than the reference {truth_path}. "
+            "A prediction must lie on its scan's own grid: check how it was written."
+        )
+
+
+def _log_opening(dataset: Path, prediction: Path, due: _Reference) -> None:
+    """Note that the test masks are about to be read: each look at them costs a little of their worth."""
+    entry = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "prediction": str(prediction.resolve()),
+        "cases": len(due.masks),
+        "command": shlex.join(sys.argv),
+    }
+    with (dataset / "openings.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def _write(result: EvaluationResult, config: Mapping[str, Any], inputs: Sequence[Path], began: float) -> None:
+    result.out.mkdir(parents=True, exist_ok=True)
+    write_text(result.out / "scores.csv", table.scores_csv(result.scores))
+    write_text(result.out / "summary.csv", table.summary_csv(result.summary))
+    write_text(result.out / "definitions.txt", result.definitions + "\n")
+    stage = {
+        "stage": "evaluate",
+        "config": config,
+        "inputs": {str(path): sha256(path) for path in inputs},
+        "versions": {name: version(name) for name in ("sscl", "numpy", "scipy")},
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    write_json(result.out / "stage.json", stage)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}). Mend it or make it again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object.")
+    return content

@@ -1,0 +1,181 @@
+"""Finished models: `sscl export`, `sscl info`, and loading one for prediction. Tensors + JSON, never pickled code."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sscl import __version__
+from sscl.core.errors import UserError
+from sscl.core.files import sha256, write_atomic, write_json
+from sscl.core.method import Method
+from sscl.core.plan import Plan
+from sscl.engine import checkpoint
+from sscl.engine.run import RECIPE, read_recipe
+from sscl.methods import method_class
+from sscl.stages.train import CHECKPOINTS, build_method
+
+log = logging.getLogger("sscl")
+
+WEIGHTS, CARD = "weights.safetensors", "model.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A method that is ready to predict, and what must be known about it."""
+
+    method: Method
+    plan: Plan
+    digest: str
+    """Of the weights."""
+
+
+def export(run: Path, out: Path) -> Path:
+    """Write the model of a run: the networks that the test phase needs, plan, labels, versions and digests.
+
+    Raises:
+        UserError: not a run folder, no checkpoint in it, or `out` exists with something else in it.
+    """
+    recipe = read_recipe(run)
+    if out.exists() and any(path.name not in (WEIGHTS, CARD) for path in out.iterdir()):
+        raise UserError(f"{out} exists and is not a model folder. Give another -o.")
+    method, iteration = _from_run(run)
+    weights = _tested(method)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / WEIGHTS, lambda file: file.write(save(weights)))
+    card = {
+        "format": FORMAT,
+        "method": recipe.method,
+        "config": recipe.config,
+        "plan": recipe.plan.model_dump(mode="json"),
+        "labels": list(recipe.plan.labels),
+        "parameters": count_parameters(method),
+        "weights_sha256": sha256(out / WEIGHTS),
+        "trained": {
+            "iterations": iteration,
+            "of": recipe.iterations,
+            "seed": recipe.seed,
+            "labelled": len(recipe.labelled),
+            "unlabelled": len(recipe.unlabelled),
+            "data_digest": recipe.data_digest,
+            "versions": recipe.versions,
+        },
+        "sscl": __version__,
+    }
+    write_json(out / CARD, card)
+    return out
+
+
+def info(model: Path) -> dict[str, Any]:
+    """What a model folder says about itself, after checking that its weights are the ones that it names."""
+    card = _card(model)
+    _verify(model, card)
+    return card
+
+
+def load_model(path: Path, device: torch.device) -> Model:
+    """A RUN (its newest checkpoint) or an exported MODEL, in evaluation mode on the device.
+
+    Raises:
+        UserError: neither, or damaged, or of a newer format.
+    """
+    if (path / RECIPE).is_file():
+        recipe = read_recipe(path)
+        method, iteration = _from_run(path)
+        if iteration < recipe.iterations:
+            log.warning("%s is not finished: iteration %d of %d", path, iteration, recipe.iterations)
+        plan, digest = recipe.plan, _weights_digest(method)
+    else:
+        card = _card(path)
+        _verify(path, card)
+        cls = method_class(card["method"])
+        plan = Plan.read(card["plan"], str(path / CARD))
+        config = cls.Config.read(card["config"], str(path / CARD))
+        method = cls(config, len(plan.channels), plan.num_classes)
+        _fill(method, load_file(path / WEIGHTS), path / WEIGHTS)
+        digest = card["weights_sha256"]
+    return Model(method.to(device, memory_format=torch.channels_last_3d).eval(), plan, digest)  # type: ignore[call-overload]
+
+
+def count_parameters(method: Method) -> int:
+    """Of the networks that the test phase needs: 17,526,562 for SSCL at width 16 (without R's decoder)."""
+    return sum(
+        weight.numel() for name, weight in method.named_parameters() if name.startswith(_prefixes(method))
+    )
+
+
+def _prefixes(method: Method) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in method.tested())
+
+
+def _tested(method: Method) -> dict[str, Tensor]:
+    """The part of the state that the test phase needs, in plain memory order."""
+    state: Mapping[str, Tensor] = method.state_dict()
+    return {name: t.detach().cpu().contiguous() for name, t in state.items() if name.startswith(_prefixes(method))}
+
+
+def _fill(method: Method, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load exactly the tensors that the test phase needs, of exactly the right shapes."""
+    wanted = _tested(method)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [name for name, tensor in wanted.items() if shapes.get(name) != tuple(tensor.shape)]
+    wrong += [name for name in weights if name not in wanted]
+    if wrong:
+        raise UserError(
+            f"{path}: these weights belong to another network; the first that differ: {', '.join(wrong[:3])}. "
+            "Use the model.json that was exported with them."
+        )
+    method.load_state_dict(dict(weights), strict=False)
+
+
+def _from_run(run: Path) -> tuple[Method, int]:
+    recipe = read_recipe(run)
+    state = checkpoint.newest(run / CHECKPOINTS, torch.device("cpu"))
+    if state is None:
+        raise UserError(f"{run} has no complete checkpoint yet; train it first.")
+    method = build_method(recipe)
+    method.load_state_dict(state["method"])
+    return method, int(state["iteration"])
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((path / CARD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{path} is neither a run nor a model: it has no {RECIPE} and no {CARD}. "
+            "`sscl train` makes a run, `sscl export` a model."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path / CARD}: not valid JSON ({error}). Export the model again.") from None
+    if card.get("format") != FORMAT:
+        raise UserError(
+            f"{path / CARD}: model format {card.get('format')}, this version reads {FORMAT}. Install the sscl that wrote it."
+        )
+    return dict(card)
+
+
+def _verify(path: Path, card: Mapping[str, Any]) -> None:
+    weights = path / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing. Copy the whole model folder.")
+    if sha256(weights) != card.get("weights_sha256"):
+        raise UserError(f"{weights} is damaged: its digest is not the one in {CARD}. Copy or export the model again.")
+    try:
+        load_file(weights)
+    except SafetensorError as error:
+        raise UserError(f"{weights}: not readable ({error}). Export the model again.") from None
+
+
+def _weights_digest(method: Method) -> str:
+    import hashlib
+
+    return hashlib.sha256(save(_tested(method))).hexdigest()

@@ -1,0 +1,224 @@
+"""`sscl predict`: scans to masks on their own grid, with a run or an exported model, offline."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sscl import __version__
+from sscl.core.errors import UserError
+from sscl.core.files import sha256, write_atomic, write_json
+from sscl.core.plan import Plan
+from sscl.data.scans import scans_in
+from sscl.data.preprocess import on_grid, preprocess, restore
+from sscl.engine.run import RECIPE, read_recipe
+from sscl.engine.window import Size, sliding_window
+from sscl.stages.dataset import is_dataset, open_dataset
+from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads
+from sscl.stages.model import Model, load_model
+from sscl.volumes.files import read_image, write_label
+from sscl.volumes.geometry import from_ras, to_ras
+
+log = logging.getLogger("sscl")
+
+STAGE = "stage.json"
+Scans = Mapping[str, Sequence[Path]]
+
+
+def predict(
+    model: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    split: str = "test",
+    stride: Size | None = None,
+    weighting: str | None = None,
+    probabilities: bool = False,
+    largest_component: bool = False,
+    batch: int = 4,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    on_case: Callable[[str, int, int], None] = lambda case, number, total: None,
+) -> list[Path]:
+    """Write OUT/<case>.nii.gz for every scan; scans that are done already, by the same model and settings, are skipped.
+
+    Args:
+        model: a run folder or an exported model.
+        inputs: scans, folders of scans, or a prepared data set, of which the cases of `split` are taken.
+        stride, weighting: instead of the plan's.
+        probabilities: also write OUT/<case>.npz, float16 "probabilities" (classes, x, y, z) on the scan's own grid.
+        largest_component: keep each class's largest 26-connected component.
+        batch: windows a network call.
+
+    Raises:
+        UserError: nothing to predict, an output folder with other predictions, or, after all others are done, the scans
+            that could not be predicted, each with its cause.
+    """
+    began, place = time.monotonic(), pick_device(device)
+    set_threads(threads)
+    loaded = load_model(model, place)
+    plan = _with_options(loaded.plan, stride, weighting)
+    scans = _scans(inputs, split, plan)
+    _refuse_overwriting(scans, out)
+    precision = pick_precision(precision, place)
+    config = {
+        "weights": loaded.digest,
+        "stride": list(plan.stride),
+        "weighting": plan.weighting,
+        "largest_component": largest_component,
+        "precision": precision,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    done = _done(out, config, list(plan.labels))
+    failures = []
+    for number, (case, paths) in enumerate(scans.items(), start=1):
+        on_case(case, number, len(scans))
+        target = out / f"{case}.nii.gz"
+        if done.get(case) is not None and target.exists() and sha256(target) == done[case]:
+            log.info("%s: done before", case)
+            continue
+        try:
+            _predict_case(loaded, plan, case, paths, out, probabilities, largest_component, batch, place, precision)
+        except UserError as error:
+            failures.append(f"{case}: {error}")
+            continue
+        done[case] = sha256(target)
+        _write_stage(out, config, plan, done, began, place)
+    _write_stage(out, config, plan, done, began, place)
+    if failures:
+        raise UserError(f"{len(failures)} of {len(scans)} scans were not predicted:\n  " + "\n  ".join(failures))
+    return [out / f"{case}.nii.gz" for case in scans]
+
+
+def default_inputs(model: Path) -> list[Path]:
+    """The data set that a run was trained on.
+
+    Raises:
+        UserError: an exported model, which does not know any.
+    """
+    if (model / RECIPE).is_file():
+        return [Path(read_recipe(model).dataset)]
+    raise UserError("predict needs scans: sscl predict MODEL SCANS... -o MASKS.")
+
+
+def _predict_case(
+    model: Model,
+    plan: Plan,
+    case: str,
+    paths: Sequence[Path],
+    out: Path,
+    probabilities: bool,
+    largest_component: bool,
+    batch: int,
+    place: torch.device,
+    precision: str,
+) -> None:
+    scan = read_image(list(paths), len(plan.channels), plan.spacing_if_missing_mm)
+    ras = to_ras(scan)
+    image = torch.from_numpy(preprocess(ras, plan))
+    with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+        p = sliding_window(
+            model.method.predict, image, plan.patch, plan.stride, plan.weighting, batch=batch, device=place
+        ).numpy()
+    if not np.isfinite(p).all():
+        raise UserError("the network's output is not finite. Try --precision float32.")
+    label = restore(p, ras, plan)
+    if largest_component:
+        label = _largest_components(label)
+    if probabilities:
+        maps = np.stack([from_ras(channel, scan) for channel in on_grid(p, ras, plan)]).astype(np.float16)
+        write_atomic(out / f"{case}.npz", lambda file: np.savez_compressed(file, probabilities=maps))
+    write_label(out / f"{case}.nii.gz", from_ras(label, scan), scan)
+
+
+def _with_options(plan: Plan, stride: Size | None, weighting: str | None) -> Plan:
+    chosen: dict[str, Any] = {}
+    if stride is not None:
+        chosen["stride"] = stride
+    if weighting is not None:
+        chosen["weighting"] = weighting
+    return plan.override(chosen, "predict")
+
+
+def _scans(inputs: Sequence[Path], split: str, plan: Plan) -> dict[str, Sequence[Path]]:
+    """All scans by case name.
+
+    Raises:
+        UserError: two scans that would be written to one file.
+    """
+    scans: dict[str, Sequence[Path]] = {}
+    for path in inputs:
+        for case, files in _found(path, split, plan).items():
+            if case in scans:
+                raise UserError(f"{scans[case][0]} and {files[0]} would both become {case}.nii.gz. Predict them apart.")
+            scans[case] = files
+    return scans
+
+
+def _found(path: Path, split: str, plan: Plan) -> Scans:
+    if not is_dataset(path):
+        return scans_in(path, len(plan.channels))
+    data = open_dataset(path)
+    lists = data.split.lists()
+    if split not in lists:
+        raise UserError(f"--split {split} is unknown. Known: {', '.join(lists)}.")
+    if not lists[split]:
+        raise UserError(f"{path}: its list '{split}' is empty. Choose another --split.")
+    return {case: data.image_paths(case) for case in lists[split]}
+
+
+def _refuse_overwriting(scans: Scans, out: Path) -> None:
+    """Output names must not hit inputs."""
+    for files in scans.values():
+        for file in files:
+            if file.resolve().parent == out.resolve():
+                raise UserError(f"{out} is the folder of the scans; predictions would overwrite them. Give another -o.")
+
+
+def _done(out: Path, config: Mapping[str, Any], labels: Sequence[str]) -> dict[str, str]:
+    """Cases that this model has predicted into this folder, with their files' digests."""
+    path = out / STAGE
+    if not path.exists():
+        if any(file.name.endswith(".nii.gz") and not file.name.startswith(".") for file in out.iterdir()):
+            raise UserError(f"{out} holds masks that `sscl predict` did not write. Give another -o.")
+        return {}
+    stage = json.loads(path.read_text(encoding="utf-8"))
+    if stage.get("config") != dict(config) or stage.get("labels") != list(labels):
+        raise UserError(f"{out} holds predictions of another model or other settings. Give another -o, or empty it.")
+    return dict(stage["cases"])
+
+
+def _write_stage(
+    out: Path, config: Mapping[str, Any], plan: Plan, done: Mapping[str, str], began: float, place: torch.device
+) -> None:
+    write_json(
+        out / STAGE,
+        {
+            "stage": "predict",
+            "config": config,
+            "labels": list(plan.labels),
+            "cases": done,
+            "versions": {"sscl": __version__, "torch": torch.__version__},
+            "seconds": round(time.monotonic() - began, 1),
+            "peak_memory_bytes": peak_memory_bytes(place),
+        },
+    )
+
+
+def _largest_components(label: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Of each class, only the largest component, 26-connected as in the literature's code."""
+    kept = np.zeros_like(label)
+    for value in np.unique(label[label > 0]):
+        components, count = ndimage.label(label == value, structure=np.ones((3, 3, 3)))
+        sizes = np.bincount(components.ravel(), minlength=count + 1)
+        sizes[0] = 0
+        kept[components == sizes.argmax()] = value
+    return kept

@@ -1,0 +1,376 @@
+"""`sscl train`: a prepared data set to a run folder."""
+
+import json
+import logging
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from sscl import __version__
+from sscl.core.errors import UserError
+from sscl.core.files import write_json
+from sscl.core.method import Method
+from sscl.data.patches import Loaded, PatchLoader
+from sscl.data.presets import PRESETS
+from sscl.data.store import CaseStore
+from sscl.engine import checkpoint
+from sscl.engine.run import METRICS, RECIPE, Recipe, cut_metrics, differences, only_writer, read_recipe, write_recipe
+from sscl.engine.train import Log, Span, Trainer
+from sscl.methods import method_class
+from sscl.stages.dataset import STORE, Dataset, open_dataset
+from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads
+
+log = logging.getLogger("sscl")
+
+DEFAULT_ITERATIONS = 34_000
+"""4k + 30k (SSCL sec. 4.1)."""
+TIMED_STEPS = 20
+CHECKPOINTS, STAGE = "checkpoints", "stage.json"
+
+
+class Interrupted(Exception):
+    """A signal asked the training to stop; it did so after saving. The same command goes on from there."""
+
+    def __init__(self, number: int, iteration: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after iteration {iteration}; state saved")
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run will take, from `TIMED_STEPS` real steps."""
+
+    iterations: int
+    seconds_per_iteration: float
+    peak_memory_bytes: int
+    disk_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """The whole run."""
+        return self.iterations * self.seconds_per_iteration
+
+
+def train(
+    dataset: Path,
+    out: Path,
+    *,
+    method: str = "sscl",
+    settings: Mapping[str, Any] | None = None,
+    iterations: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    workers: int = 0,
+    checkpoint_minutes: float = 5.0,
+    tensorboard: bool = False,
+    on_step: Callable[[Log, int], None] = lambda log, total: None,
+) -> Recipe:
+    """Train a method on a prepared data set; the same call again goes on where the last one stopped.
+
+    Args:
+        dataset: a folder that `prepare` made.
+        out: the run folder; made, or continued.
+        settings: overrides of the method's Config.
+        iterations: length of the run; or
+        minutes: how long it may take: some steps are timed, and the number of iterations is written into the recipe.
+        workers: loader processes; 0 loads in this one. The batches are the same.
+        on_step: gets each log line and the total number of iterations.
+
+    Raises:
+        UserError: wrong settings, a folder that is no data set, a run that was begun with others.
+        Interrupted: SIGINT or SIGTERM; everything is saved.
+    """
+    data, place = open_dataset(dataset), pick_device(device)
+    count = set_threads(threads)
+    recipe = _recipe(data, out, method, settings or {}, iterations, minutes, seed, place, precision, count)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        recipe = _settled(recipe, out)
+        trainer = _trainer(recipe, place)
+        if (state := checkpoint.newest(out / CHECKPOINTS, place)) is not None:
+            trainer.restore(state)
+            log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
+        cut_metrics(out, trainer.iteration)
+        if trainer.iteration == recipe.iterations:
+            log.info("%s is finished: %d iterations", out, recipe.iterations)
+            return recipe
+        loaded = _loader(data, recipe, trainer, workers)
+        _run(trainer, loaded, out, checkpoint_minutes, tensorboard, on_step)
+        write_json(
+            out / STAGE,
+            {
+                "stage": "train",
+                "inputs": {"dataset": data.digest},
+                "versions": recipe.versions,
+                "seconds": round(_seconds(out), 1),
+                "peak_memory_bytes": peak_memory_bytes(place),
+            },
+        )
+    return recipe
+
+
+def dry_run(
+    dataset: Path,
+    *,
+    method: str = "sscl",
+    settings: Mapping[str, Any] | None = None,
+    iterations: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> Cost:
+    """What a run would take: times real steps in memory and writes nothing. Arguments and errors as in `train`."""
+    data, place = open_dataset(dataset), pick_device(device)
+    count = set_threads(threads)
+    return _cost(data, _resolve(data, method, settings or {}, iterations, 0, place, precision, count), place)
+
+
+def build_method(recipe: Recipe) -> Method:
+    """The recipe's method, freshly initialised from its seed."""
+    cls = method_class(recipe.method)
+    torch.manual_seed(recipe.seed)
+    config = cls.Config.read(recipe.config, f"settings of '{recipe.method}'")
+    return cls(config, len(recipe.plan.channels), recipe.plan.num_classes)
+
+
+def _recipe(
+    data: Dataset,
+    out: Path,
+    method: str,
+    settings: Mapping[str, Any],
+    iterations: int | None,
+    minutes: float | None,
+    seed: int,
+    place: torch.device,
+    precision: str,
+    threads: int,
+) -> Recipe:
+    """The recipe that the arguments ask for; for `--minutes`, the number of iterations that a begun run has, or timed."""
+    if iterations is not None and minutes is not None:
+        raise UserError("--iterations and --minutes exclude each other; give one.")
+    if minutes is not None and (out / RECIPE).exists():
+        iterations = read_recipe(out).iterations
+    recipe = _resolve(data, method, settings, iterations, seed, place, precision, threads)
+    if minutes is not None and iterations is None:
+        cost = _cost(data, recipe, place)
+        count = max(2, int(minutes * 60 / cost.seconds_per_iteration))
+        log.info("%.2f s an iteration: %d iterations in %g minutes", cost.seconds_per_iteration, count, minutes)
+        recipe = recipe.model_copy(update={"iterations": count})
+    return recipe
+
+
+def _resolve(
+    data: Dataset,
+    method: str,
+    settings: Mapping[str, Any],
+    iterations: int | None,
+    seed: int,
+    place: torch.device,
+    precision: str,
+    threads: int,
+) -> Recipe:
+    """Preset x method defaults x overrides."""
+    config_class = method_class(method).Config
+    preset = PRESETS.get(data.preset or "")
+    known = {key: value for key, value in (preset.method if preset else {}).items() if key in config_class.model_fields}
+    config = config_class.read(_nested({**known, **settings}), f"settings of '{method}'")
+    if not data.split.labelled:
+        raise UserError(f"{data.folder}: no labelled case to train on. Prepare it with at least one mask.")
+    uses_unlabelled = any(phase.batch[1] for phase in method_class(method).phases(config))
+    if uses_unlabelled and not data.split.unlabelled:
+        raise UserError(f"{data.folder}: method '{method}' learns from unlabelled scans and there is none. Use --method vnet.")
+    return Recipe(
+        method=method,
+        config=config.model_dump(mode="json"),
+        dataset=str(data.folder.resolve()),
+        data_digest=data.digest,
+        plan=data.plan,
+        labelled=data.split.labelled,
+        unlabelled=data.split.unlabelled if uses_unlabelled else (),
+        iterations=iterations or (preset.iterations if preset else DEFAULT_ITERATIONS),
+        seed=seed,
+        precision=pick_precision(precision, place),
+        device=str(place),
+        threads=threads,
+        versions={"sscl": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    )
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"optimiser.learning_rate": 0.1} to {"optimiser": {"learning_rate": 0.1}}."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, last = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return nested
+
+
+def _settled(recipe: Recipe, out: Path) -> Recipe:
+    """The run folder's recipe: written now, or, in a begun run, the one that it has."""
+    if not (out / RECIPE).exists():
+        if any(path.name != ".lock" for path in out.iterdir()):
+            raise UserError(f"{out} exists and is not a run folder. Give another -o, or empty it.")
+        write_recipe(out, recipe)
+        return recipe
+    old = read_recipe(out)
+    forbidden, tolerated = differences(old, recipe)
+    if forbidden:
+        raise UserError(
+            f"{out} was begun with other settings:\n  " + "\n  ".join(forbidden) + "\nGive the same ones, or another -o."
+        )
+    for line in tolerated:
+        log.warning("resuming under other conditions, bit equality is not promised: %s", line)
+    return old
+
+
+def _trainer(recipe: Recipe, place: torch.device) -> Trainer:
+    return Trainer(build_method(recipe), recipe.iterations, recipe.seed, place, recipe.precision)
+
+
+def _loader(data: Dataset, recipe: Recipe, trainer: Trainer, workers: int) -> Callable[[Span, int], Loaded]:
+    """Batches by iteration, cut in this process or, ahead of time, by workers."""
+    patches = PatchLoader(
+        CaseStore(data.folder / STORE), recipe.labelled, recipe.unlabelled, recipe.plan, recipe.seed
+    )
+    if workers == 0:
+        return lambda span, iteration: patches.load(span.draw(iteration))
+    draws = [span.draw(k) for span in trainer.spans for k in range(span.start, span.stop)][trainer.iteration :]
+    batches = iter(
+        torch.utils.data.DataLoader(
+            _Draws(patches), sampler=draws, batch_size=None, num_workers=workers, multiprocessing_context="spawn",
+            collate_fn=None, pin_memory=False,
+        )
+    )  # fmt: skip
+    return lambda span, iteration: next(batches)
+
+
+@dataclass(frozen=True)
+class _Draws(torch.utils.data.Dataset[Loaded]):
+    """What loader processes run: a draw to its batch."""
+
+    patches: PatchLoader
+
+    def __getitem__(self, draw: Any) -> Loaded:
+        return self.patches.load(draw)
+
+
+def _run(
+    trainer: Trainer,
+    load: Callable[[Span, int], Loaded],
+    out: Path,
+    checkpoint_minutes: float,
+    tensorboard: bool,
+    on_step: Callable[[Log, int], None],
+) -> None:
+    """The loop with everything that a step leaves behind: log lines, checkpoints, the reaction to signals."""
+    with (out / METRICS).open("a", encoding="utf-8") as metrics, _board(out, tensorboard) as write_board, _signals() as caught:
+        saved = began = time.monotonic()
+
+        def save() -> None:
+            metrics.flush()
+            checkpoint.save(out / CHECKPOINTS, trainer.state())
+
+        def after_step(entry: Log) -> bool:
+            nonlocal saved, began
+            now = time.monotonic()
+            entry["seconds"] = round(now - began, 4)
+            began = now
+            metrics.write(json.dumps(entry) + "\n")
+            write_board(entry)
+            on_step(entry, trainer.iterations)
+            if caught:
+                return False
+            if now - saved > checkpoint_minutes * 60:
+                save()
+                saved = time.monotonic()
+            return True
+
+        trainer.run(load, after_step)
+        save()
+        if caught and trainer.iteration < trainer.iterations:
+            raise Interrupted(caught[0], trainer.iteration)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM are noted, to be obeyed after the current step; a second one acts at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in previous:
+            signal.signal(number, note)
+    except ValueError:  # not the main thread: whoever called us handles signals
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _board(out: Path, wanted: bool) -> Iterator[Callable[[Log], None]]:
+    """Scalars for TensorBoard, if asked for."""
+    if not wanted:
+        yield lambda entry: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs an extra package: pip install 'sscl[tensorboard]'.") from None
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+
+        def write(entry: Log) -> None:
+            for key, value in entry.items():
+                if isinstance(value, float):
+                    writer.add_scalar(key, value, int(entry["iteration"]))
+
+        yield write
+
+
+def _cost(data: Dataset, recipe: Recipe, place: torch.device) -> Cost:
+    """Time some steps of each phase on a throw-away copy of the method."""
+    trainer = _trainer(recipe, place)
+    load = _loader(data, recipe, trainer, workers=0)
+    seconds = 0.0
+    per_phase = max(2, TIMED_STEPS // len(trainer.spans))
+    for span in trainer.spans:
+        trainer.iteration = span.start
+        trainer.step(span, load(span, span.start))  # the first one allocates
+        began = time.perf_counter()
+        for _ in range(per_phase):
+            trainer.iteration = span.start
+            trainer.step(span, load(span, span.start))
+        if place.type == "cuda":
+            torch.cuda.synchronize()
+        seconds += (time.perf_counter() - began) / per_phase * span.phase.share
+    size = sum(t.numel() * t.element_size() for t in trainer.method.state_dict().values())
+    momenta = sum(w.numel() * w.element_size() for p in trainer.method.players().values() for w in p.parameters())
+    disk = checkpoint.KEEP * (size + momenta) + recipe.iterations * 300
+    return Cost(recipe.iterations, seconds, peak_memory_bytes(place), disk)
+
+
+def _seconds(out: Path) -> float:
+    """Time spent in steps, over all sittings."""
+    with (out / METRICS).open(encoding="utf-8") as lines:
+        return sum(float(json.loads(line)["seconds"]) for line in lines)
