@@ -290,7 +290,7 @@ def report(*runs: Path, out: Out = Path("report.html")) -> None:
 
 
 @app.command
-def demo(*, out: Out = Path("demo"), minutes: float = 5.0, seed: int = 0) -> None:
+def demo(*, out: Out = Path("demo"), minutes: float = 4.0, seed: int = 0) -> None:
     """The whole path on embedded virtual patients: 24 scans, 4 masks; V-Net and SSCL compared on 8 held-out scans.
 
     Parameters

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sscl.core.errors import UserError
-from sscl.data.layouts import discover, scans_in
+from sscl.data.layouts import scans_in
 from sscl.data.planning import Fingerprint, make_plan, plan_patch
 from sscl.data.presets import PRESETS
 from sscl.data.split import read_lists, split_from_lists, split_from_options
@@ -24,7 +24,6 @@ from sscl.stages.dataset import open_dataset
 from sscl.stages.prepare import prepare
 
 SHAPE = (12, 10, 8)
-MIB = 2**20
 GARBAGE = b"this is no volume"
 
 
@@ -95,7 +94,12 @@ def test_nnunet_folder_scans_without_masks_are_unlabelled(tmp_path: Path, caplog
     with caplog.at_level(logging.INFO, "sscl"):
         result = prepare(source, out)
     assert "4 labelled, 2 unlabelled (no mask needed), 0 development, 0 test, 0 unused" in caplog.text
-    assert lists(out) == {"labelled": ["c0", "c1", "c2", "c3"], "unlabelled": ["c4", "c5"], "development": [], "test": []}
+    assert lists(out) == {
+        "labelled": ["c0", "c1", "c2", "c3"],
+        "unlabelled": ["c4", "c5"],
+        "development": [],
+        "test": [],
+    }
     facts = json.loads((out / "dataset.json").read_text())
     assert facts["labels"] == ["background", "organ1"]
     assert facts["channels"] == ["MRI"]
@@ -234,8 +238,12 @@ def test_la_challenge_255_is_the_atrium(tmp_path: Path) -> None:
     source = tmp_path / "src"
     for number in range(3):
         (source / f"P{number}").mkdir(parents=True)
-        nrrd.write(str(source / f"P{number}/lgemri.nrrd"), scan(number), {"space directions": np.eye(3), "space": "RAS"})
-        nrrd.write(str(source / f"P{number}/laendo.nrrd"), mask(number) * 255, {"space directions": np.eye(3), "space": "RAS"})
+        nrrd.write(
+            str(source / f"P{number}/lgemri.nrrd"), scan(number), {"space directions": np.eye(3), "space": "RAS"}
+        )
+        nrrd.write(
+            str(source / f"P{number}/laendo.nrrd"), mask(number) * 255, {"space directions": np.eye(3), "space": "RAS"}
+        )
     prepare(source, tmp_path / "all")
     np.testing.assert_array_equal(stored(tmp_path / "all")["P2.label"], mask(2))
     assert json.loads((tmp_path / "all/dataset.json").read_text())["label_map"] == {"255": 1}
@@ -261,11 +269,414 @@ def test_scans_to_predict_on(tmp_path: Path) -> None:
     folder = la_benchmark(tmp_path / "la", 2) / "2018LA_Seg_Training Set"
     assert list(scans_in(folder, 1)) == ["P00", "P01"]
     assert list(scans_in(folder / "P01/mri_norm2.h5", 1)) == ["P01"]
+    (tmp_path / "void").mkdir()
     with pytest.raises(UserError, match="no scan"):
-        scans_in(tmp_path / "la" / "..", 1) if not list(tmp_path.glob("*.nii")) and _empty(tmp_path / "void") else None
+        scans_in(tmp_path / "void", 1)
 
 
-def _empty(folder: Path) -> bool:
-    folder.mkdir()
-    scans_in(folder, 1)
-    return True
+# What dataset.json may say
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"background": 0, "whole": [1, 2], "core": 2}, "'whole'.*regions are not supported"),
+        ({"background": 0, "a": 2}, "without a gap"),
+        ({"background": 0, "a": 1, "b": 1}, "'a' and 'b' have one value"),
+        ({"background": 0, "a": "one"}, "'a' is 'one'"),
+        ({}, "labels is missing"),
+    ],
+)
+def test_labels_that_cannot_be_used(tmp_path: Path, labels: Mapping[str, Any], words: str) -> None:
+    refused(words, nnunet(tmp_path / "src", labels=labels))
+
+
+def test_ignore_label_is_kept_apart(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src", labels={"background": 0, "organ": 1, "ignore": 2})
+    label = mask(0)
+    label[0] = 2
+    put(source / "labelsTr/c0.nii.gz", label)
+    result = prepare(source, tmp_path / "out")
+    assert result.plan.labels == ("background", "organ")
+    assert result.plan.ignore_label == 2
+    kept = stored(tmp_path / "out")["c0.label"]
+    assert (kept[0] == -1).all()
+    np.testing.assert_array_equal(kept[1:], mask(0)[1:])
+
+
+def test_damaged_json_names_its_line(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    (source / "dataset.json").write_text('{"labels": {},\n}')
+    refused("dataset.json.*line 2", source)
+
+
+# Names
+
+
+def test_names_that_contradict_each_other(tmp_path: Path) -> None:
+    def changed(name: str) -> Path:
+        return nnunet(tmp_path / name / "src")
+
+    source = changed("twin")
+    put(source / "imagesTr/c1_0000.nii", scan(1))
+    refused("duplicate.*c1", source)
+    source = changed("orphan")
+    put(source / "labelsTr/c9.nii.gz", mask(0))
+    refused("labelsTr/c9.nii.gz: a mask without an image", source)
+    source = changed("suffix")
+    (source / "imagesTr/c1_0000.nii.gz").rename(source / "imagesTr/c1.nii.gz")
+    refused("imagesTr/c1.nii.gz.*c1_0000", source)
+    source = changed("gap")
+    put(source / "imagesTr/c1_0002.nii.gz", scan(1))
+    refused("'c1' has the channels _0000, _0002", source)
+    source = changed("link")
+    (source / "imagesTr/c8_0000.nii.gz").symlink_to("gone")
+    refused("c8_0000.nii.gz.*link", source)
+    source = changed("folder")
+    (source / "imagesTr/c8_0000.nii.gz").mkdir()
+    refused("c8_0000.nii.gz.*folder", source)
+    source = changed("kind")
+    (source / "imagesTr/c8_0000.mha").write_bytes(b"x")
+    refused("c8_0000.mha.*known kind", source)
+    source = changed("empty")
+    shutil.rmtree(source / "imagesTr")
+    (source / "imagesTr").mkdir()
+    refused("imagesTr: the folder is empty", source)
+
+
+# Promised masks
+
+
+def test_num_training_promises_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = nnunet(tmp_path / "src", masks=4, scans=5, numTraining=5)
+    refused("numTraining promises 5 masks, 4 are there.*'c4'", source)
+    prepare(source, tmp_path / "out", labelled=2)
+    assert "numTraining promises 5" in caplog.text
+    refused("numTraining is 7, but imagesTr holds 6", nnunet(tmp_path / "b" / "src", numTraining=7), labelled=2)
+    prepare(nnunet(tmp_path / "c" / "src", numTraining=4), tmp_path / "c" / "out")
+
+
+def test_number_of_labelled_promises_masks(tmp_path: Path) -> None:
+    refused("missing for 'c4'.*as labelled", nnunet(tmp_path / "src"), labelled=5)
+    refused("missing for 'c4', 'c5'.*as test", nnunet(tmp_path / "src"), labelled=2, test="last:2")
+    refused("no labelled case", nnunet(tmp_path / "b" / "src", masks=0))
+
+
+def test_split_file_promises_masks(tmp_path: Path) -> None:
+    source, file = nnunet(tmp_path / "src"), tmp_path / "split.json"
+    file.write_text(json.dumps({"labelled": ["c0"], "development": ["c5"]}))
+    refused("missing for 'c5'.*development", source, split_file=file)
+    file.write_text(json.dumps({"labelled": ["c3", "c0"], "unlabelled": ["c1", "c5"], "development": ["c2"]}))
+    (source / "labelsTr/c1.nii.gz").write_bytes(GARBAGE)
+    prepare(source, tmp_path / "out", split_file=file)
+    assert lists(tmp_path / "out") == json.loads(file.read_text()) | {"test": []}
+    refused("Leave out --test", source, split_file=file, test="last:1")
+
+
+def test_nnunet_splits_beside_the_scans(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = nnunet(tmp_path / "src", masks=5, later=1)
+    folds = [{"train": ["c0", "c1"], "val": ["c2"]}, {"train": ["c3"], "val": ["c0"]}]
+    (source / "splits_final.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(folds).encode())
+    prepare(source, tmp_path / "out")
+    assert lists(tmp_path / "out") == {
+        "labelled": ["c0", "c1"],
+        "unlabelled": ["c5"],
+        "development": ["c2"],
+        "test": [],
+    }
+    prepare(source, tmp_path / "own", labelled=1)
+    assert "splits_final.json is not used" in caplog.text
+    assert lists(tmp_path / "own")["development"] == []
+    folds[0]["unlabelled"] = ["t0"]
+    (source / "splits_final.json").write_text(json.dumps(folds))
+    prepare(source, tmp_path / "later")
+    assert lists(tmp_path / "later")["unlabelled"] == ["t0"]
+
+
+# Splits
+
+
+ORDER = [f"p{number}" for number in range(1, 196)]
+
+
+def test_the_splits_of_the_literature() -> None:
+    la = split_from_options(ORDER[:80], ORDER, ORDER, labelled=8, unlabelled=42, development="51:60", test="61:80")
+    assert la.labelled == tuple(ORDER[:8])
+    assert la.unlabelled == tuple(ORDER[8:50])
+    assert la.development == tuple(ORDER[50:60])
+    assert la.test == tuple(ORDER[60:80])
+    hippocampus = split_from_options(
+        ORDER, ORDER, ORDER, labelled=8, unlabelled="9:130", development="131:150", test="last:45"
+    )
+    assert hippocampus.unlabelled == tuple(ORDER[8:130])
+    assert hippocampus.test == tuple(ORDER[150:])
+
+
+def test_numbers_count_what_ranges_leave() -> None:
+    split = split_from_options(ORDER[:6], ORDER, ORDER[:5], labelled=2, test="first:2")
+    assert split.labelled == ("p3", "p4")
+    assert split.unlabelled == ("p5", "p6")
+    split = split_from_options(ORDER[:6], ORDER, ORDER[:5], test="5:5")
+    assert split.labelled == ("p1", "p2", "p3", "p4")
+    assert split.unlabelled == ("p6",)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"test": "8"}, "--test 8: expected.*last:8"),
+        ({"test": "imagesTs"}, "--test imagesTs: expected"),
+        ({"test": "0:3"}, "positions 1 to 6"),
+        ({"test": "last:7"}, "there are 6 cases"),
+        ({"test": "4:3"}, "positions 1 to 6"),
+        ({"labelled": 7}, "6 cases are left"),
+        ({"labelled": -1}, "cases are left"),
+        ({"labelled": 0}, "no labelled case"),
+        ({"test": "3:5", "development": "first:3"}, "'p3' is in both.*leak"),
+    ],
+)
+def test_splits_that_cannot_be(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        split_from_options(ORDER[:6], ORDER[:6], ORDER[:6], **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"labelled": ["p1", "p9"]}, "'p9'.*unknown"),
+        ({"labelled": ["p1"], "test": ["p1"]}, "'p1' is in both 'labelled' and 'test'"),
+        ({"labelled": ["p1", "p1"]}, "twice in 'labelled'"),
+        ({"labeled": ["p1"]}, "Did you mean 'labelled'"),
+        ({"labelled": "p1"}, "must be a list"),
+        ([{"train": ["p1"], "valid": []}], "'valid' is unknown. Did you mean 'val'"),
+        ("p1", "expected an object"),
+    ],
+)
+def test_split_files_that_cannot_be(tmp_path: Path, content: Any, words: str) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        split_from_lists(read_lists(file), ORDER[:6], ORDER[:6], ORDER[:6], str(file))
+
+
+# Scans and masks
+
+
+def shifted(distance: float) -> NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[0, 3] = distance
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("label", "affine", "words"),
+    [
+        (mask(1)[:, :, :-1], np.eye(4), "c1.nii.gz.*shape is 12x10x7, the scan's 12x10x8"),
+        (mask(1), shifted(10), "c1.nii.gz.*origin .10 mm apart"),
+        (mask(1), np.diag([1.0, 1, 2, 1]), "c1.nii.gz.*spacing .1x1x2 mm"),
+        (mask(1) * 4, np.eye(4), "c1.nii.gz.*value 4.*declares 0 background, 1 organ1"),
+        (mask(1) * 255, np.eye(4), "c1.nii.gz.*0 and 255.*Replace 255 by 1"),
+        (mask(1) * np.float32(0.5), np.eye(4), "c1.nii.gz.*not integers"),
+        (scan(1), np.eye(4), "c1.nii.gz.*label value"),
+    ],
+)
+def test_masks_that_do_not_fit(tmp_path: Path, label: NDArray[Any], affine: NDArray[Any], words: str) -> None:
+    source = nnunet(tmp_path / "src")
+    put(source / "labelsTr/c1.nii.gz", label, affine)
+    refused(words, source)
+
+
+def test_one_physical_grid_in_another_axis_order_is_the_same(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    turned = nibabel.load(source / "labelsTr/c1.nii.gz").as_reoriented(np.array([[2, 1], [0, -1], [1, -1]]))
+    nibabel.save(turned, source / "labelsTr/c1.nii.gz")
+    prepare(source, tmp_path / "out")
+    np.testing.assert_array_equal(stored(tmp_path / "out")["c1.label"], mask(1))
+
+
+def test_undeclared_values(tmp_path: Path) -> None:
+    for value, words in ((255, "0 and 255.*Replace 255"), (3, "values 0, 3; expected 0, 1, 2"), (0, "all are empty")):
+        source = tmp_path / str(value) / "src"
+        put(source / "images/a.nii.gz", scan(1))
+        put(source / "labels/a.nii.gz", mask(1) * np.uint8(value))
+        refused(words, source)
+
+
+def test_empty_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = nnunet(tmp_path / "src", classes=2)
+    put(source / "labelsTr/c1.nii.gz", mask(1) * 0)
+    result = prepare(source, tmp_path / "out")
+    assert [warning for warning in result.warnings if "c1.nii.gz: the mask is empty" in warning]
+    for number in range(4):
+        put(source / f"labelsTr/c{number}.nii.gz", mask(number))
+    result = prepare(source, tmp_path / "one")
+    assert [warning for warning in result.warnings if "'organ2' is in none" in warning]
+    assert json.loads((tmp_path / "one/stage.json").read_text())["warnings"] == list(result.warnings)
+    for number in range(4):
+        put(source / f"labelsTr/c{number}.nii.gz", mask(number) * 0)
+    refused("labelsTr: no foreground in any labelled mask", source)
+
+
+def test_scans_that_hold_nothing(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    put(source / "imagesTr/c5_0000.nii.gz", np.full(SHAPE, 7, np.int16))
+    refused("c5_0000.nii.gz.*constant", source)
+    bad = scan(5).astype(np.float32)
+    bad[1, 2, 3] = np.nan
+    put(source / "imagesTr/c5_0000.nii.gz", bad)
+    refused("c5_0000.nii.gz.*NaN", source)
+    bad[1, 2, 3] = 1e30
+    put(source / "imagesTr/c5_0000.nii.gz", bad)
+    result = prepare(source, tmp_path / "out")
+    assert ["outlier" in warning for warning in result.warnings] == [True]
+
+
+def test_one_file_in_two_lists_is_a_leak(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src", masks=6)
+    shutil.copy(source / "imagesTr/c5_0000.nii.gz", source / "imagesTr/c1_0000.nii.gz")
+    refused("c5_0000.nii.gz: identical to case 'c1'.*'test' and 'unlabelled'", source, labelled=1, test="last:1")
+    result = prepare(source, tmp_path / "out")
+    assert [
+        warning for warning in result.warnings if "identical to case 'c1': a duplicate within 'labelled'" in warning
+    ]
+
+
+# Plans
+
+
+def case(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], *inside: float) -> Fingerprint:
+    return Fingerprint(shape, spacing_mm, np.array(inside, np.float32))
+
+
+def test_plan_patch_covers_the_median_scan() -> None:
+    assert plan_patch((35, 50, 36), (1, 1, 1), 10) == (48, 48, 48)  # 50 is within 1/16 of 48
+    assert plan_patch((35, 52, 36), (1, 1, 1), 10) == (48, 64, 48)
+    assert plan_patch((5, 16, 17), (1, 1, 1), 10) == (16, 16, 16)
+    assert plan_patch((512, 512, 30), (0.8, 0.8, 5), 10) == (128, 128, 32)
+    assert plan_patch((512, 512, 512), (1, 1, 1), 1000) == (128, 128, 128)
+
+
+def test_plan_patch_fits_the_memory() -> None:
+    for memory_gb in (0.001, 0.1, 1, 5):
+        patch = plan_patch((400, 300, 60), (0.7, 0.7, 3), memory_gb)
+        assert all(size % 16 == 0 and size >= 16 for size in patch)
+        assert np.prod(patch) <= max(memory_gb * 1e5, 16**3)
+    assert plan_patch((128, 128, 128), (1, 1, 2), 15) == (128, 128, 80)  # the longest axis in mm gives first
+
+
+def test_plan_from_labelled_cases() -> None:
+    cases = [case((30, 30, 20), (1, 1, 2)), case((40, 40, 30), (2, 2, 4)), case((20, 20, 10), (1, 1.5, 3))]
+    plan = make_plan(["MRI"], ["background", "a"], None, cases, {}, 10)
+    assert plan.spacing_mm == (1, 1.5, 3)
+    # sizes in voxels of 1x1.5x3 mm: 30x20x13.3, 80x53.3x40, 20x20x10
+    assert plan.patch == (32, 32, 16)
+    assert plan.stride == (16, 16, 8)
+    assert plan.intensity.window is None
+    plan = make_plan(["ct"], ["background", "a"], None, [case((30, 30, 20), (1, 1, 1), *range(201))], {}, 10)
+    assert plan.intensity.window == (1, 199)
+
+
+def test_every_value_can_be_set(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    settings = {"patch": (32, 16, 16), "window": (0, 500), "spacing_mm": (1, 1, 2), "flip": False, "memory_gb": 1}
+    plan = prepare(source, tmp_path / "out", preset="pancreas", settings=settings).plan
+    assert plan.patch == (32, 16, 16)
+    assert plan.stride == (16, 16, 16)
+    assert plan.intensity.window == (0, 500)
+    assert plan.intensity.scaling == "zscore"
+    assert plan.spacing_mm == (1, 1, 2)
+    assert not plan.flip
+    assert not plan.rotate
+    plan = prepare(source, tmp_path / "auto", settings={"patch": (32, 16, 64)}).plan
+    assert plan.stride == (16, 8, 32)
+    refused("setting 'strid'.*Did you mean 'stride'", source, settings={"strid": (1, 1, 1)})
+    refused("patch.*divisible by 16", source, settings={"patch": (40, 40, 40)})
+    refused("patch.*divisible by 16", source, settings={"patch": 48})
+    refused("stride.*longer than the patch", source, settings={"patch": (32, 32, 32), "stride": (33, 16, 16)})
+    refused("plan: spacing_mm", source, settings={"spacing_mm": (0, 1, 1), "patch": (32, 32, 32)})
+    refused("preset 'la-quik' is unknown. Did you mean 'la-quick'", source, preset="la-quik")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_make_plans(name: str) -> None:
+    cases = [case((100, 100, 60), (1, 1, 1), 1, 2, 3)]
+    plan = make_plan(["CT"], ["background", "a"], None, cases, PRESETS[name].plan, 10)
+    assert all(size % 16 == 0 for size in plan.patch)
+
+
+def test_plan_looks_at_labelled_cases_only(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src", masks=2)
+    for number in range(2, 6):
+        put(source / f"imagesTr/c{number}_0000.nii.gz", scan(number), np.diag([3.0, 3, 3, 1]))
+    assert prepare(source, tmp_path / "out").plan.spacing_mm == (1, 1, 1)
+
+
+# The folder
+
+
+def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
+    source, out = nnunet(tmp_path / "src"), tmp_path / "out"
+    first = prepare(source, out, labelled=2)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    second = prepare(source, out, labelled=2)
+    assert second.skipped
+    assert (second.plan, second.split, second.warnings) == (first.plan, first.split, first.warnings)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with pytest.raises(UserError, match="other settings"):
+        prepare(source, out, labelled=1)
+    put(source / "imagesTr/c3_0000.nii.gz", scan(77))
+    with pytest.raises(UserError, match="other files"):
+        prepare(source, out, labelled=2)
+    put(source / "imagesTr/c3_0000.nii.gz", scan(3))
+    (out / "store/c3.image.b2nd").unlink()
+    with pytest.raises(UserError, match="'c3' is gone"):
+        prepare(source, out, labelled=2)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}.items() <= before.items()
+
+
+def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    with pytest.raises(UserError, match="lies in the source folder"):
+        prepare(source, source / "out")
+    (tmp_path / "mine").mkdir()
+    prepare(source, tmp_path / "mine")  # an empty folder may be there
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="not empty and not a prepared"):
+        prepare(source, tmp_path / "full")
+    with pytest.raises(UserError, match="is a file"):
+        prepare(source, tmp_path / "full/thesis.txt")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_a_late_failure_leaves_nothing(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    (source / "imagesTr/c5_0000.nii.gz").write_bytes(GARBAGE)  # the last one that is stored
+    refused("c5_0000.nii.gz", source)
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    source = nnunet(tmp_path / "src")
+    monkeypatch.setattr("sscl.stages.prepare.write_case", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_the_source_is_left_untouched(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [source, *source.rglob("*")]}
+    prepare(source, tmp_path / "out")
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [source, *source.rglob("*")]} == before
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    source = nnunet(tmp_path / "src")
+    monkeypatch.setattr("sscl.stages.prepare.write_case", full)
+    refused("refused: cannot be written: No space left on device", source)

@@ -115,10 +115,8 @@ def scans_in(path: Path, num_channels: int) -> dict[str, tuple[Path, ...]]:
     scans = volumes_in(path) if path.is_dir() and not _holds_slices(path) else {case_stem(path): path}
     if not scans:
         raise UserError(f"{path}: no scan found. Name a scan, or the folder that holds the scans themselves.")
-    if num_channels == 1:
-        suffixed = all(stem.endswith("_0000") for stem in scans)
-    else:
-        suffixed = has_channel_suffix(scans, ())
+    single = num_channels == 1
+    suffixed = all(stem.endswith("_0000") for stem in scans) if single else has_channel_suffix(scans, ())
     return group(scans, suffixed, num_channels)
 
 

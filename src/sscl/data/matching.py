@@ -15,7 +15,11 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 def entries(folder: Path) -> list[Path]:
     """Everything in a folder but hidden files and what operating systems drop there, sorted."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in _JUNK)
+    try:
+        found = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}. Check its permissions.") from None
+    return [path for path in found if not path.name.startswith(".") and path.name.lower() not in _JUNK]
 
 
 def volumes_in(folder: Path) -> dict[str, Path]:

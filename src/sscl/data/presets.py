@@ -15,8 +15,6 @@ class Preset(Config):
     """Fields of `sscl.core.plan.Plan` that are not planned from the scans."""
     iterations: int
     """Training steps, both phases together."""
-    batch: tuple[int, int] = (2, 2)
-    """Labelled and unlabelled crops a step; a method without unlabelled crops takes as many labelled ones."""
     method: dict[str, Any] = Field(default_factory=dict)
     """Settings for every method whose configuration has a field of that name."""
 
@@ -83,7 +81,27 @@ _KITS19 = Preset(
     iterations=34_000,
 )
 
-PRESETS: dict[str, Preset] = {"la": _LA, "la-quick": _LA_QUICK, "pancreas": _PANCREAS, "kits19": _KITS19}
+# Ours: the embedded virtual patients (phantom.py), coarse enough for minutes; the method settings are those of la-quick.
+_DEMO = Preset(
+    plan={
+        "spacing_mm": (2.25, 2.25, 2.25),
+        "intensity": {"scaling": "zscore"},
+        "patch": (32, 32, 32),
+        "stride": (8, 8, 8),
+        "rotate": True,
+        "flip": True,
+    },
+    iterations=600,
+    method={"width": 8, "ema_warmup": True, "pretrain_share": 100 / 600},
+)
+
+PRESETS: dict[str, Preset] = {
+    "la": _LA,
+    "la-quick": _LA_QUICK,
+    "pancreas": _PANCREAS,
+    "kits19": _KITS19,
+    "demo": _DEMO,
+}
 
 
 def preset(name: str) -> Preset:

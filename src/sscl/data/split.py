@@ -125,7 +125,7 @@ def split_from_options(
     chosen = dict(lists or {})
     options = {"labelled": labelled, "unlabelled": unlabelled, "development": development, "test": test}
     for name, option in options.items():
-        if isinstance(option, str) and option != "imagesTs":
+        if isinstance(option, str) and (name, option) != ("unlabelled", "imagesTs"):
             chosen[name] = _range(option, order, name)
     left = _without(order, chosen)
     if isinstance(labelled, int):

@@ -17,14 +17,17 @@ logger = logging.getLogger("sscl")
 @contextmanager
 def built(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` in the end, or vanishes."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.parent / f".{out.name}.{os.getpid()}.tmp"
-    folder.mkdir()
     try:
+        folder.mkdir(parents=True)
         yield folder
         if out.exists():
             out.rmdir()
         folder.rename(out)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written: {error.strerror or error}. Check free space and permissions."
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

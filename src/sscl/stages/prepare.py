@@ -297,7 +297,7 @@ def _memory_gb() -> float:
 
 
 def _facts(found: Source, names: Sequence[str]) -> dict[str, Any]:
-    """`dataset.json`: where the files are, what they mean; `label_map`: stored mask value to class where they differ."""
+    """`dataset.json`: where the files are, what they mean; `label_map`: stored mask value to class, if not equal."""
     return {
         "name": found.name,
         "source": str(found.root.resolve()),
