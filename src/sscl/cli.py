@@ -17,20 +17,34 @@ from rich.table import Table
 
 from sscl import __version__
 from sscl.core.config import parse_settings
-from sscl.core.errors import UserError, unknown
+from sscl.core.errors import UserError
+from sscl.core.interrupt import Interrupted
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read along has gone (`| head -1`); the work goes on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+out = _Console(soft_wrap=True)
+err = _Console(stderr=True, soft_wrap=True)
 app = App(
     name="sscl",
     version=__version__,
     help="Segmentation of 3-D medical scans from a handful of masks and many unlabelled scans.",
     help_on_error=False,
+    default_parameter=Parameter(negative=()),
 )
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
-Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative=())]
-Device = Annotated[str, Parameter(name="--device")]
+Settings = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bf16"], Parameter(help="auto: bf16 where a GPU has it, else float32.")
+]
+Threads = Annotated[int | None, Parameter(help="CPU threads; OMP_NUM_THREADS or all if not given.")]
 PLAIN_LINES = 20
 """Progress lines of a run that does not write to a terminal."""
 
@@ -38,6 +52,7 @@ PLAIN_LINES = 20
 @app.command
 def prepare(
     source: Path,
+    /,
     *,
     out: Out,
     preset: str | None = None,
@@ -55,50 +70,33 @@ def prepare(
     A scan without a mask is an unlabelled case. Layouts: nnU-Net v2 and Medical Segmentation Decathlon, two folders
     matched by name, the left-atrium benchmark.
 
-    Parameters
-    ----------
-    source
-        The folder, as it is.
-    out
-        The data set to make.
-    preset
-        la, la-quick, pancreas or kits19: the paper's settings. Without one, the plan is made from the labelled scans.
-    split
-        JSON file with the lists labelled, unlabelled, development, test; or nnU-Net's splits_final.json.
-    labelled
-        How many cases to train on with their masks, or which: 8, first:8, 1:8.
-    unlabelled
-        How many or which to train on without; imagesTs for that folder.
-    development
-        Which to choose settings on: last:20, 51:60.
-    test
-        Which to hold out for the final figures.
-    images, labels
-        Two folders matched by name.
-    set_
-        Any value of the plan: --set patch=96,96,64 --set spacing_mm=1,1,2.
+    Args:
+        source: The folder, as it is.
+        out: The data set to make.
+        preset: la, la-quick, pancreas or kits19. Without one, the plan is made from the labelled scans.
+        split: JSON file with the lists labelled, unlabelled, development, test; or nnU-Net's splits_final.json.
+        labelled: How many cases to train on with their masks, or which: 8, first:8, 1:8.
+        unlabelled: How many or which to train on without; imagesTs for that folder.
+        development: Which to choose settings on: last:20, 51:60.
+        test: Which to hold out for the final figures.
+        images: With --labels, two folders whose files are matched by name.
+        labels: The other one.
+        set_: Any value of the plan: --set patch=96,96,64 --set spacing_mm=1,1,2.
     """
     from sscl.stages.prepare import prepare as run
 
     result = run(
-        source,
-        out,
-        preset=preset,
-        split_file=split,
-        labelled=_number_or_range(labelled),
-        unlabelled=_number_or_range(unlabelled),
-        development=development,
-        test=test,
-        images=images,
-        labels=labels,
+        source, out, preset=preset, split_file=split, labelled=_number_or_range(labelled),
+        unlabelled=_number_or_range(unlabelled), development=development, test=test, images=images, labels=labels,
         settings=parse_settings(set_),
-    )
+    )  # fmt: skip
     _say(f"{result.out}: {'already prepared' if result.skipped else 'prepared'}. Next: sscl train {result.out} -o RUN")
 
 
 @app.command
 def train(
     dataset: Path,
+    /,
     *,
     out: Out | None = None,
     method: str = "sscl",
@@ -106,8 +104,8 @@ def train(
     minutes: float | None = None,
     seed: int = 0,
     device: Device = "auto",
-    precision: Literal["auto", "float32", "bf16"] = "auto",
-    threads: int | None = None,
+    precision: Precision = "auto",
+    threads: Threads = None,
     workers: int = 0,
     checkpoint_minutes: float = 5.0,
     tensorboard: bool = False,
@@ -116,44 +114,26 @@ def train(
 ) -> None:
     """Train a method on a prepared data set. The same command again goes on where the last one stopped.
 
-    Parameters
-    ----------
-    dataset
-        A folder that `sscl prepare` made.
-    out
-        The run folder.
-    method
-        See `sscl methods`.
-    iterations
-        Length of the run, all phases together; the preset's, else 34000.
-    minutes
-        Instead: time some steps and choose the number of iterations.
-    seed
-        Of initial weights, crops and noise.
-    device
-        auto, cpu, cuda, cuda:N or mps.
-    precision
-        auto is bf16 on a GPU that has it, else float32.
-    threads
-        CPU threads; all if not given.
-    workers
-        Loader processes; the batches are the same.
-    checkpoint_minutes
-        How often to save.
-    tensorboard
-        Also write RUN/tensorboard.
-    dry_run
-        Only tell time, memory and disk.
-    set_
-        Any setting of the method: --set lam=1.0 --set optimiser.learning_rate=0.005.
+    Args:
+        dataset: A folder that `sscl prepare` made.
+        out: The run folder.
+        method: See `sscl methods`.
+        iterations: Length of the run, all phases together; the preset's, else 34000.
+        minutes: Instead: time some steps and choose the number of iterations.
+        seed: Of initial weights, crops and noise.
+        workers: Loader processes; the batches are the same.
+        checkpoint_minutes: How often to save.
+        tensorboard: Also write RUN/tensorboard.
+        dry_run: Only tell time, memory and disk.
+        set_: Any setting of the method: --set lam=1.0 --set optimiser.learning_rate=0.005.
     """
     from sscl.stages import train as stage
 
     settings = parse_settings(set_)
     if dry_run:
         cost = stage.dry_run(
-            dataset, method=method, settings=settings, iterations=iterations, device=device, precision=precision,
-            threads=threads,
+            dataset, method=method, settings=settings, iterations=iterations, minutes=minutes, device=device,
+            precision=precision, threads=threads,
         )  # fmt: skip
         _say(
             f"{cost.iterations} iterations at {cost.seconds_per_iteration:.2f} s: {_duration(cost.seconds)}; "
@@ -172,7 +152,7 @@ def train(
 
 
 @app.command
-def export(run: Path, *, out: Out) -> None:
+def export(run: Path, /, *, out: Out) -> None:
     """Write the finished model of a run: weights (safetensors) and model.json, all that `predict` needs elsewhere."""
     from sscl.stages.model import export as stage
 
@@ -180,7 +160,7 @@ def export(run: Path, *, out: Out) -> None:
 
 
 @app.command
-def info(model: Path) -> None:
+def info(model: Path, /) -> None:
     """What an exported model is: method, labels, plan, training, versions; its weights are verified."""
     import yaml
 
@@ -192,6 +172,7 @@ def info(model: Path) -> None:
 @app.command
 def predict(
     model: Path,
+    /,
     *inputs: Path,
     out: Out | None = None,
     split: str = "test",
@@ -201,45 +182,32 @@ def predict(
     largest_component: bool = False,
     batch: int = 4,
     device: Device = "auto",
-    precision: Literal["auto", "float32", "bf16"] = "auto",
-    threads: int | None = None,
+    precision: Precision = "auto",
+    threads: Threads = None,
 ) -> None:
     """Masks for scans, on each scan's own grid. Finished cases are skipped when run again.
 
-    Parameters
-    ----------
-    model
-        A run folder or an exported model.
-    inputs
-        Scans, folders of scans, or a prepared data set; for a run, its data set if none is given.
-    out
-        Where to write CASE.nii.gz; RUN/predictions if not given.
-    split
-        Which list of a prepared data set: labelled, unlabelled, development, test.
-    stride
-        Steps between windows, voxels; the plan's if not given.
-    weighting
-        How overlapping windows are averaged.
-    probabilities
-        Also write CASE.npz with the class probabilities.
-    largest_component
-        Keep only each class's largest connected part.
-    batch
-        Windows a network call.
-    device, precision, threads
-        As in `sscl train`.
+    Args:
+        model: A run folder or an exported model.
+        inputs: Scans, folders of scans, or a prepared data set; for a run, its data set if none is given.
+        out: Where to write CASE.nii.gz; RUN/predictions if not given.
+        split: Which list of a prepared data set: labelled, unlabelled, development, test.
+        stride: Steps between windows, voxels; the plan's if not given.
+        weighting: How overlapping windows are averaged.
+        probabilities: Also write CASE.npz with the class probabilities.
+        largest_component: Keep only each class's largest connected part.
+        batch: Windows a network call.
     """
     from sscl.stages.predict import default_inputs
     from sscl.stages.predict import predict as stage
 
     sources = list(inputs) or default_inputs(model)
     target = model / "predictions" if out is None else out
-    with _case_progress() as on_case:
-        masks = stage(
-            model, sources, target, split=split, stride=stride, weighting=weighting, probabilities=probabilities,
-            largest_component=largest_component, batch=batch, device=device, precision=precision, threads=threads,
-            on_case=on_case,
-        )  # fmt: skip
+    masks = stage(
+        model, sources, target, split=split, stride=stride, weighting=weighting, probabilities=probabilities,
+        largest_component=largest_component, batch=batch, device=device, precision=precision, threads=threads,
+        on_case=lambda case, number, total: err.print(f"{number}/{total} {escape(case)}", highlight=False),
+    )  # fmt: skip
     _say(f"{target}: {len(masks)} masks. Next: sscl evaluate {target} REFERENCE_MASKS")
 
 
@@ -247,6 +215,7 @@ def predict(
 def evaluate(
     prediction: Path,
     reference: Path,
+    /,
     *,
     out: Out | None = None,
     split: str = "test",
@@ -255,20 +224,13 @@ def evaluate(
 ) -> None:
     """Dice, Jaccard, 95HD, ASD, NSD and volumes per case and class, in two named conventions.
 
-    Parameters
-    ----------
-    prediction
-        Folder of predicted masks.
-    reference
-        Folder of true masks, or a prepared data set, of which the cases of --split are due.
-    out
-        Where to write scores.csv and summary.csv; PREDICTION/scores if not given.
-    split
-        List of the prepared data set. Each opening of `test` is noted in its openings.jsonl.
-    tolerance_mm
-        Of the normalised surface distance.
-    spacing_mm
-        Voxel size of mask files that hold none.
+    Args:
+        prediction: Folder of predicted masks.
+        reference: Folder of true masks, or a prepared data set, of which the cases of --split are due.
+        out: Where to write scores.csv and summary.csv; PREDICTION/scores if not given.
+        split: List of the prepared data set. Each opening of `test` is noted in its openings.jsonl.
+        tolerance_mm: Of the normalised surface distance.
+        spacing_mm: Voxel size of mask files that hold none.
     """
     from sscl.metrics.table import summary_table
     from sscl.stages.evaluate import evaluate as stage
@@ -293,14 +255,10 @@ def report(*runs: Path, out: Out = Path("report.html")) -> None:
 def demo(*, out: Out = Path("demo"), minutes: float = 4.0, seed: int = 0) -> None:
     """The whole path on embedded virtual patients: 24 scans, 4 masks; V-Net and SSCL compared on 8 held-out scans.
 
-    Parameters
-    ----------
-    out
-        Folder for data, runs and report.
-    minutes
-        Time for both trainings together.
-    seed
-        Of both trainings.
+    Args:
+        out: Folder for data, runs and report.
+        minutes: Time for both trainings together.
+        seed: Of both trainings.
     """
     from sscl.studies.demo import demo as study
 
@@ -342,11 +300,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"{error.filename or 'the system'}: {error.strerror or error}.")
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        if type(error).__name__ == "Interrupted":  # named, not imported: it lives beside torch
-            err.print(escape(str(error)) + ". The same command goes on from there.")
-            return 128 + getattr(error, "number", 2)
-        raise
+    except Interrupted as error:
+        err.print(escape(str(error)) + ". The same command goes on from there.")
+        return 128 + error.number
     return 0
 
 
@@ -368,7 +324,12 @@ def _say(text: str) -> None:
 
 
 def _table(rows: list[list[str]]) -> None:
-    """A table, the first row its head."""
+    """A table, the first row its head; where no terminal reads it, a line a row, columns apart by two spaces."""
+    if not out.is_terminal:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            _say("  ".join(map(str.ljust, row, widths)).rstrip())
+        return
     table = Table(*rows[0])
     for row in rows[1:]:
         table.add_row(*map(escape, row))
@@ -390,7 +351,13 @@ def _training_progress(title: str) -> Iterator[Callable[[dict[str, Any], int], N
     if not err.is_terminal:
         yield _plain_lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[losses]}"), console=err) as bar:
         task = bar.add_task(title, total=None, losses="")
 
@@ -419,14 +386,6 @@ def _plain_lines() -> Callable[[dict[str, Any], int], None]:
 
 def _losses(log: dict[str, Any]) -> str:
     return "  ".join(f"{key} {value:.3f}" for key, value in log.items() if key.endswith("/loss"))
-
-
-@contextmanager
-def _case_progress() -> Iterator[Callable[[str, int, int], None]]:
-    def on_case(case: str, number: int, total: int) -> None:
-        err.print(f"{number}/{total} {escape(case)}", highlight=False)
-
-    yield on_case
 
 
 if __name__ == "__main__":

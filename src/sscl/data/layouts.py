@@ -111,7 +111,7 @@ def scans_in(path: Path, num_channels: int) -> dict[str, tuple[Path, ...]]:
         if patients := _folders_with(path, (name,)):
             return {patient.name: (patient / name,) for patient in patients}
     if path.is_file() and path.name in (_H5, _NRRD[0]):
-        return {path.parent.name: (path,)}
+        return {path.resolve().parent.name: (path,)}
     scans = volumes_in(path) if path.is_dir() and not _holds_slices(path) else {case_stem(path): path}
     if not scans:
         raise UserError(f"{path}: no scan found. Name a scan, or the folder that holds the scans themselves.")

@@ -1,4 +1,4 @@
-"""From a scan to network input and from probabilities back to the scan's grid: the same code for training and prediction."""
+"""From a scan to network input and from probabilities back to its grid: one code for training and prediction."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -35,7 +35,10 @@ def resample_label(label: Volume, plan: Plan) -> NDArray[np.int8]:
         classes = values.astype(np.int8)
         return np.where(values == plan.ignore_label, np.int8(IGNORE), classes)
     present = [int(value) for value in np.unique(values)]
-    shares = (ndimage.affine_transform((values == value).astype(np.float32), **_mapping(label, size, plan)) for value in present)
+    shares = (
+        ndimage.affine_transform((values == value).astype(np.float32), **_mapping(label, size, plan))
+        for value in present
+    )
     names = [IGNORE if value == plan.ignore_label else value for value in present]
     return np.array(names, dtype=np.int8)[_largest(shares)]
 

@@ -6,6 +6,8 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.core.errors import UserError
+
 BLOCK = 32
 
 
@@ -34,7 +36,11 @@ class CaseStore:
 
     def _open(self, name: str) -> NDArray[np.generic]:
         if name not in self._kept:
-            stored = blosc2.open(str(self._folder / name), mode="r")
+            path = self._folder / name
+            try:
+                stored = blosc2.open(str(path), mode="r")
+            except (RuntimeError, OSError) as error:
+                raise UserError(f"{path}: missing or damaged ({error}). Prepare the data set again.") from None
             size = int(np.prod(stored.shape)) * stored.dtype.itemsize
             if size > self._free:
                 return stored

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sscl.core.errors import UserError
 from sscl.core.files import sha256, write_atomic, write_json
 
 log = logging.getLogger("sscl")
@@ -17,15 +19,36 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
     """Write `folder`/<iteration>.pt and its manifest; then forget all but the newest two.
 
     The manifest comes last: a checkpoint without one was cut short and does not count.
+
+    Raises:
+        UserError: it cannot be written, for instance on a full disk; the ones before are untouched.
     """
     folder.mkdir(exist_ok=True)
+    for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
+        leftover.unlink()
     path = folder / f"{state['iteration']:08d}.pt"
-    write_atomic(path, lambda file: torch.save(state, file))
-    write_json(path.with_suffix(".json"), {"sha256": sha256(path), "iteration": state["iteration"]})
-    for old in sorted(folder.glob("*.pt"))[:-KEEP]:
+    try:
+        write_atomic(path, lambda file: torch.save(state, file))
+        write_json(path.with_suffix(".json"), {"sha256": sha256(path), "iteration": state["iteration"]})
+    except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"{path}: cannot be written ({error.__context__ or error}); it needs {_bytes(state) / 2**20:.1f} MiB, the "
+            f"disk has {free / 2**20:.1f} MiB free. The checkpoint before it is kept: make room and repeat the command."
+        ) from None
+    complete = sorted(path for path in folder.glob("*.pt") if path.with_suffix(".json").exists())
+    for old in {*folder.glob("*.pt")} - {*complete[-KEEP:]}:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()
     return path
+
+
+def _bytes(state: Any) -> int:
+    """Of all tensors in nested dicts and lists."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    items = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    return sum(map(_bytes, items))
 
 
 def newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
@@ -33,8 +56,15 @@ def newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     not by time; a damaged one is named in a warning and passed over.
     """
     for path in sorted(folder.glob("*.pt"), reverse=True):
-        manifest = path.with_suffix(".json")
-        if manifest.exists() and json.loads(manifest.read_text()).get("sha256") == sha256(path):
+        if _promised(path) == sha256(path):
             return torch.load(path, map_location=device, weights_only=True)
         log.warning("%s is incomplete or damaged; using the checkpoint before it", path)
     return None
+
+
+def _promised(path: Path) -> str | None:
+    """The digest in a checkpoint's manifest; None if that is missing or damaged itself."""
+    try:
+        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

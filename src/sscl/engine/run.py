@@ -47,9 +47,12 @@ def read_recipe(run: Path) -> Recipe:
     path = run / RECIPE
     if not path.is_file():
         raise UserError(f"{run} is not a run folder: it has no {RECIPE}. `sscl train DATASET -o {run}` makes one.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: not a recipe; expected a mapping. Restore it or train into a new folder.")
+        raise UserError(f"{path}: damaged, or not a recipe. Restore it or train into a new folder.")
     plan = Plan.read(values.pop("plan", {}), str(path))
     return Recipe.read({**values, "plan": plan}, str(path))
 
@@ -72,7 +75,12 @@ def differences(old: Recipe, new: Recipe) -> tuple[list[str], list[str]]:
 def _changes(name: str, old: Any, new: Any) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
-        return [line for key in keys if old.get(key) != new.get(key) for line in _changes(f"{name}.{key}", old.get(key), new.get(key))]
+        return [
+            line
+            for key in keys
+            if old.get(key) != new.get(key)
+            for line in _changes(f"{name}.{key}", old.get(key), new.get(key))
+        ]
     return [f"{name}: {old} in the run, {new} now"]
 
 

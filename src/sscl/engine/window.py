@@ -16,7 +16,7 @@ Size = tuple[int, int, int]
 def window_starts(length: int, patch: int, stride: int) -> list[int]:
     """Where windows start along an axis: every `stride` voxels, the last one flush with the end.
 
-    ceil((length - patch) / stride) + 1 windows, as in the literature's code; one if the axis is no longer than a window.
+    ceil((length - patch) / stride) + 1 windows, as in the literature's code; one if the axis is not longer.
     """
     count = math.ceil(max(0, length - patch) / stride) + 1
     return [min(index * stride, max(0, length - patch)) for index in range(count)]

@@ -48,8 +48,8 @@ def open_dataset(folder: Path) -> Dataset:
             values[name] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(
-                f"{folder} is not a prepared data set: {name} is missing. Run `sscl prepare {folder} -o DATASET` first, "
-                "then give DATASET."
+                f"{folder} is not a prepared data set: {name} is missing. Run `sscl prepare {folder} -o DATASET` "
+                "first, then give DATASET."
             ) from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: not valid JSON ({error}). Prepare the data set again.") from None

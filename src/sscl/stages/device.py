@@ -1,6 +1,7 @@
 """Which device, which precision, how many threads."""
 
 import os
+import re
 
 import torch
 
@@ -16,11 +17,13 @@ def pick_device(name: str) -> torch.device:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in present.items() if there))
-    kind = name.partition(":")[0]
-    if kind not in present:
+    match = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?", name)
+    if not match or (match[2] and match[1] != "cuda"):
         raise UserError(f"--device {name} is unknown. Known: auto, cpu, cuda, cuda:N, mps.")
-    if not present[kind]:
-        raise UserError(f"--device {name}: this machine or this torch build has none. `sscl doctor` tells what will run.")
+    if not present[match[1]] or int(match[2] or 0) >= max(1, torch.cuda.device_count()):
+        raise UserError(
+            f"--device {name}: this machine or this torch build has none. `sscl doctor` tells what will run."
+        )
     return torch.device(name)
 
 
@@ -31,15 +34,24 @@ def pick_precision(name: str, device: torch.device) -> str:
         UserError: unknown name.
     """
     if name == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return (
+            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        )
     if name not in ("float32", "bf16"):
         raise UserError(f"--precision {name} is unknown. Known: auto, float32, bf16.")
     return name
 
 
 def set_threads(threads: int | None) -> int:
-    """Use this many CPU threads, or all; returns the number, which the recipe records."""
-    count = threads or os.cpu_count() or 1
+    """Use this many CPU threads, or OMP_NUM_THREADS, or all; returns the number, which the recipe records.
+
+    Raises:
+        UserError: less than one.
+    """
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads {threads}: expected 1 or more.")
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    count = threads or (int(asked) if asked.isdigit() else 0) or os.cpu_count() or 1
     torch.set_num_threads(count)
     return count
 

@@ -75,7 +75,15 @@ def export(run: Path, out: Path) -> Path:
 
 
 def info(model: Path) -> dict[str, Any]:
-    """What a model folder says about itself, after checking that its weights are the ones that it names."""
+    """What a model folder says about itself, after checking that its weights are the ones that it names.
+
+    Raises:
+        UserError: no model folder, or a damaged one.
+    """
+    if (model / RECIPE).is_file():
+        raise UserError(
+            f"{model} is a run; {RECIPE} in it tells its settings. `sscl export {model} -o MODEL` makes a model."
+        )
     card = _card(model)
     _verify(model, card)
     return card
@@ -107,9 +115,7 @@ def load_model(path: Path, device: torch.device) -> Model:
 
 def count_parameters(method: Method) -> int:
     """Of the networks that the test phase needs: 17,526,562 for SSCL at width 16 (without R's decoder)."""
-    return sum(
-        weight.numel() for name, weight in method.named_parameters() if name.startswith(_prefixes(method))
-    )
+    return sum(weight.numel() for name, weight in method.named_parameters() if name.startswith(_prefixes(method)))
 
 
 def _prefixes(method: Method) -> tuple[str, ...]:
@@ -156,9 +162,11 @@ def _card(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise UserError(f"{path / CARD}: not valid JSON ({error}). Export the model again.") from None
-    if card.get("format") != FORMAT:
+    if not isinstance(card, dict) or not card.keys() >= {"format", "method", "config", "plan", "weights_sha256"}:
+        raise UserError(f"{path / CARD}: not the description of a model. Export the model again.")
+    if card["format"] != FORMAT:
         raise UserError(
-            f"{path / CARD}: model format {card.get('format')}, this version reads {FORMAT}. Install the sscl that wrote it."
+            f"{path / CARD}: model format {card['format']}, this version reads {FORMAT}. Install the sscl of it."
         )
     return dict(card)
 
@@ -167,7 +175,7 @@ def _verify(path: Path, card: Mapping[str, Any]) -> None:
     weights = path / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{weights} is missing. Copy the whole model folder.")
-    if sha256(weights) != card.get("weights_sha256"):
+    if sha256(weights) != card["weights_sha256"]:
         raise UserError(f"{weights} is damaged: its digest is not the one in {CARD}. Copy or export the model again.")
     try:
         load_file(weights)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sscl import __version__
-from sscl.core.errors import UserError
+from sscl.core.errors import UserError, unknown
 from sscl.core.files import sha256, write_atomic, write_json
 from sscl.core.plan import Plan
-from sscl.data.scans import scans_in
+from sscl.data.layouts import scans_in
 from sscl.data.preprocess import on_grid, preprocess, restore
 from sscl.engine.run import RECIPE, read_recipe
 from sscl.engine.window import Size, sliding_window
@@ -62,6 +62,8 @@ def predict(
         UserError: nothing to predict, an output folder with other predictions, or, after all others are done, the scans
             that could not be predicted, each with its cause.
     """
+    if batch < 1:
+        raise UserError(f"--batch {batch}: expected 1 or more.")
     began, place = time.monotonic(), pick_device(device)
     set_threads(threads)
     loaded = load_model(model, place)
@@ -78,11 +80,13 @@ def predict(
     }
     out.mkdir(parents=True, exist_ok=True)
     done = _done(out, config, list(plan.labels))
+    _write_stage(out, config, plan, done, began, place)  # the folder is known as ours before its first mask
     failures = []
     for number, (case, paths) in enumerate(scans.items(), start=1):
         on_case(case, number, len(scans))
         target = out / f"{case}.nii.gz"
-        if done.get(case) is not None and target.exists() and sha256(target) == done[case]:
+        wanted = [target, out / f"{case}.npz"] if probabilities else [target]
+        if case in done and all(file.exists() for file in wanted) and sha256(target) == done[case]:
             log.info("%s: done before", case)
             continue
         try:
@@ -145,7 +149,10 @@ def _with_options(plan: Plan, stride: Size | None, weighting: str | None) -> Pla
         chosen["stride"] = stride
     if weighting is not None:
         chosen["weighting"] = weighting
-    return plan.override(chosen, "predict")
+    plan = plan.override(chosen, "predict")
+    if any(step > length for step, length in zip(plan.stride, plan.patch, strict=True)):
+        raise UserError(f"stride {plan.stride} is longer than the window {plan.patch}: it would leave voxels out.")
+    return plan
 
 
 def _scans(inputs: Sequence[Path], split: str, plan: Plan) -> dict[str, Sequence[Path]]:
@@ -169,7 +176,7 @@ def _found(path: Path, split: str, plan: Plan) -> Scans:
     data = open_dataset(path)
     lists = data.split.lists()
     if split not in lists:
-        raise UserError(f"--split {split} is unknown. Known: {', '.join(lists)}.")
+        raise unknown("--split", split, lists)
     if not lists[split]:
         raise UserError(f"{path}: its list '{split}' is empty. Choose another --split.")
     return {case: data.image_paths(case) for case in lists[split]}
@@ -179,7 +186,7 @@ def _refuse_overwriting(scans: Scans, out: Path) -> None:
     """Output names must not hit inputs."""
     for files in scans.values():
         for file in files:
-            if file.resolve().parent == out.resolve():
+            if out.resolve() in (file.parent.resolve(), file.resolve().parent):  # a link's own folder, and its target's
                 raise UserError(f"{out} is the folder of the scans; predictions would overwrite them. Give another -o.")
 
 

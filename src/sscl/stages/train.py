@@ -2,14 +2,14 @@
 
 import json
 import logging
+import os
 import platform
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ import torch
 from sscl import __version__
 from sscl.core.errors import UserError
 from sscl.core.files import write_json
+from sscl.core.interrupt import Interrupted, noted_signals
 from sscl.core.method import Method
 from sscl.data.patches import Loaded, PatchLoader
 from sscl.data.presets import PRESETS
 from sscl.data.store import CaseStore
+from sscl.data.workers import batches_ahead
 from sscl.engine import checkpoint
 from sscl.engine.run import METRICS, RECIPE, Recipe, cut_metrics, differences, only_writer, read_recipe, write_recipe
 from sscl.engine.train import Log, Span, Trainer
@@ -36,14 +38,6 @@ TIMED_STEPS = 20
 CHECKPOINTS, STAGE = "checkpoints", "stage.json"
 
 
-class Interrupted(Exception):
-    """A signal asked the training to stop; it did so after saving. The same command goes on from there."""
-
-    def __init__(self, number: int, iteration: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after iteration {iteration}; state saved")
-        self.number = number
-
-
 @dataclass(frozen=True)
 class Cost:
     """What a run will take, from `TIMED_STEPS` real steps."""
@@ -57,6 +51,10 @@ class Cost:
     def seconds(self) -> float:
         """The whole run."""
         return self.iterations * self.seconds_per_iteration
+
+    def fits(self, minutes: float) -> int:
+        """How many iterations take that long; at least two, as many as there are phases."""
+        return max(2, int(minutes * 60 / self.seconds_per_iteration))
 
 
 def train(
@@ -91,8 +89,10 @@ def train(
         UserError: wrong settings, a folder that is no data set, a run that was begun with others.
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
+    _check_numbers(iterations=(iterations, 1), seed=(seed, 0), workers=(workers, 0))
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
+    _refuse_other_folder(out)
     recipe = _recipe(data, out, method, settings or {}, iterations, minutes, seed, place, precision, count)
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
@@ -102,7 +102,7 @@ def train(
             trainer.restore(state)
             log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
         cut_metrics(out, trainer.iteration)
-        if trainer.iteration == recipe.iterations:
+        if trainer.iteration == recipe.iterations and (out / STAGE).exists():
             log.info("%s is finished: %d iterations", out, recipe.iterations)
             return recipe
         loaded = _loader(data, recipe, trainer, workers)
@@ -126,14 +126,18 @@ def dry_run(
     method: str = "sscl",
     settings: Mapping[str, Any] | None = None,
     iterations: int | None = None,
+    minutes: float | None = None,
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
 ) -> Cost:
     """What a run would take: times real steps in memory and writes nothing. Arguments and errors as in `train`."""
+    _check_numbers(iterations=(iterations, 1))
+    _check_length(iterations, minutes)
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
-    return _cost(data, _resolve(data, method, settings or {}, iterations, 0, place, precision, count), place)
+    cost = _cost(data, _resolve(data, method, settings or {}, iterations, 0, place, precision, count), place)
+    return cost if minutes is None else replace(cost, iterations=cost.fits(minutes))
 
 
 def build_method(recipe: Recipe) -> Method:
@@ -156,15 +160,14 @@ def _recipe(
     precision: str,
     threads: int,
 ) -> Recipe:
-    """The recipe that the arguments ask for; for `--minutes`, the number of iterations that a begun run has, or timed."""
-    if iterations is not None and minutes is not None:
-        raise UserError("--iterations and --minutes exclude each other; give one.")
+    """What the arguments ask for; with `--minutes`, the number of iterations that a begun run has, or a timed one."""
+    _check_length(iterations, minutes)
     if minutes is not None and (out / RECIPE).exists():
         iterations = read_recipe(out).iterations
     recipe = _resolve(data, method, settings, iterations, seed, place, precision, threads)
     if minutes is not None and iterations is None:
         cost = _cost(data, recipe, place)
-        count = max(2, int(minutes * 60 / cost.seconds_per_iteration))
+        count = cost.fits(minutes)
         log.info("%.2f s an iteration: %d iterations in %g minutes", cost.seconds_per_iteration, count, minutes)
         recipe = recipe.model_copy(update={"iterations": count})
     return recipe
@@ -189,7 +192,9 @@ def _resolve(
         raise UserError(f"{data.folder}: no labelled case to train on. Prepare it with at least one mask.")
     uses_unlabelled = any(phase.batch[1] for phase in method_class(method).phases(config))
     if uses_unlabelled and not data.split.unlabelled:
-        raise UserError(f"{data.folder}: method '{method}' learns from unlabelled scans and there is none. Use --method vnet.")
+        raise UserError(
+            f"{data.folder}: method '{method}' learns from unlabelled scans and there is none. Use --method vnet."
+        )
     return Recipe(
         method=method,
         config=config.model_dump(mode="json"),
@@ -198,13 +203,27 @@ def _resolve(
         plan=data.plan,
         labelled=data.split.labelled,
         unlabelled=data.split.unlabelled if uses_unlabelled else (),
-        iterations=iterations or (preset.iterations if preset else DEFAULT_ITERATIONS),
+        iterations=iterations if iterations is not None else preset.iterations if preset else DEFAULT_ITERATIONS,
         seed=seed,
         precision=pick_precision(precision, place),
         device=str(place),
         threads=threads,
         versions={"sscl": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
+
+
+def _check_numbers(**numbers: tuple[int | None, int]) -> None:
+    """Option name to its value and the least that it may be."""
+    for name, (value, least) in numbers.items():
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: expected {least} or more.")
+
+
+def _check_length(iterations: int | None, minutes: float | None) -> None:
+    if iterations is not None and minutes is not None:
+        raise UserError("--iterations and --minutes exclude each other; give one.")
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"--minutes {minutes:g}: expected more than 0.")
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,18 +238,24 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def _refuse_other_folder(out: Path) -> None:
+    """Before anything is written there. Hidden files do not count: the lock, what a killed run left half written."""
+    if not (out / RECIPE).exists() and out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise UserError(f"{out} exists and is not a run folder: it has no {RECIPE}. Give another -o, or empty it.")
+
+
 def _settled(recipe: Recipe, out: Path) -> Recipe:
     """The run folder's recipe: written now, or, in a begun run, the one that it has."""
     if not (out / RECIPE).exists():
-        if any(path.name != ".lock" for path in out.iterdir()):
-            raise UserError(f"{out} exists and is not a run folder. Give another -o, or empty it.")
         write_recipe(out, recipe)
         return recipe
     old = read_recipe(out)
     forbidden, tolerated = differences(old, recipe)
     if forbidden:
         raise UserError(
-            f"{out} was begun with other settings:\n  " + "\n  ".join(forbidden) + "\nGive the same ones, or another -o."
+            f"{out} was begun with other settings:\n  "
+            + "\n  ".join(forbidden)
+            + "\nGive the same ones, or another -o."
         )
     for line in tolerated:
         log.warning("resuming under other conditions, bit equality is not promised: %s", line)
@@ -243,29 +268,15 @@ def _trainer(recipe: Recipe, place: torch.device) -> Trainer:
 
 def _loader(data: Dataset, recipe: Recipe, trainer: Trainer, workers: int) -> Callable[[Span, int], Loaded]:
     """Batches by iteration, cut in this process or, ahead of time, by workers."""
-    patches = PatchLoader(
-        CaseStore(data.folder / STORE), recipe.labelled, recipe.unlabelled, recipe.plan, recipe.seed
+    make = partial(
+        PatchLoader, CaseStore(data.folder / STORE), recipe.labelled, recipe.unlabelled, recipe.plan, recipe.seed
     )
     if workers == 0:
+        patches = make()
         return lambda span, iteration: patches.load(span.draw(iteration))
     draws = [span.draw(k) for span in trainer.spans for k in range(span.start, span.stop)][trainer.iteration :]
-    batches = iter(
-        torch.utils.data.DataLoader(
-            _Draws(patches), sampler=draws, batch_size=None, num_workers=workers, multiprocessing_context="spawn",
-            collate_fn=None, pin_memory=False,
-        )
-    )  # fmt: skip
+    batches = batches_ahead(make, draws, workers)
     return lambda span, iteration: next(batches)
-
-
-@dataclass(frozen=True)
-class _Draws(torch.utils.data.Dataset[Loaded]):
-    """What loader processes run: a draw to its batch."""
-
-    patches: PatchLoader
-
-    def __getitem__(self, draw: Any) -> Loaded:
-        return self.patches.load(draw)
 
 
 def _run(
@@ -277,11 +288,17 @@ def _run(
     on_step: Callable[[Log, int], None],
 ) -> None:
     """The loop with everything that a step leaves behind: log lines, checkpoints, the reaction to signals."""
-    with (out / METRICS).open("a", encoding="utf-8") as metrics, _board(out, tensorboard) as write_board, _signals() as caught:
+    with (
+        (out / METRICS).open("a", encoding="utf-8") as metrics,
+        _board(out, tensorboard) as write_board,
+        noted_signals() as caught,
+    ):
         saved = began = time.monotonic()
 
         def save() -> None:
+            _check_finite(trainer)
             metrics.flush()
+            os.fsync(metrics.fileno())  # before the checkpoint, or its iterations could lack their lines
             checkpoint.save(out / CHECKPOINTS, trainer.state())
 
         def after_step(entry: Log) -> bool:
@@ -305,27 +322,14 @@ def _run(
             raise Interrupted(caught[0], trainer.iteration)
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are noted, to be obeyed after the current step; a second one acts at once."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in previous:
-            signal.signal(number, note)
-    except ValueError:  # not the main thread: whoever called us handles signals
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _check_finite(trainer: Trainer) -> None:
+    """A finite loss can have a gradient that is not: such weights must not replace the last good ones."""
+    for name, weight in trainer.method.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(
+                f"the weights '{name}' are no longer finite after iteration {trainer.iteration}. The last checkpoint "
+                "is kept. Lower the learning rate (--set optimiser.learning_rate=0.001)."
+            )
 
 
 @contextmanager

@@ -1,0 +1,37 @@
+"""Stopping in good order when the user or a batch system asks for it."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """A signal asked the training to stop; it did so after saving. The same command goes on from there."""
+
+    def __init__(self, number: int, iteration: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after iteration {iteration}; state saved")
+        self.number = number
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM are noted, to be obeyed after the current step; a second one acts at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in previous:
+            signal.signal(number, note)
+    except ValueError:  # not the main thread: whoever called us handles signals
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

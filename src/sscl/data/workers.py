@@ -1,0 +1,55 @@
+"""Batches cut ahead of time by other processes; the same ones that this process would cut."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from sscl.core.errors import UserError
+from sscl.data.patches import Draw, Loaded, PatchLoader
+
+
+def batches_ahead(make: Callable[[], PatchLoader], draws: Sequence[Draw], workers: int) -> Iterator[Loaded]:
+    """The batches of `draws`, in their order, from `workers` processes.
+
+    make: how a process gets its loader; it is sent there, so it must be picklable.
+
+    Raises:
+        UserError: a process died.
+    """
+    loader: torch.utils.data.DataLoader[Loaded] = torch.utils.data.DataLoader(
+        _Draws(make),
+        sampler=draws,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn",
+        worker_init_fn=_leave_signals,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a loader process died, perhaps for lack of memory ({error}). The same command goes on from the last "
+            "checkpoint; --workers 0 needs no such process."
+        ) from None
+
+
+class _Draws(torch.utils.data.Dataset[Loaded]):
+    """What a process runs: a draw to its batch, with a loader of its own, because caches cannot be sent."""
+
+    def __init__(self, make: Callable[[], PatchLoader]) -> None:
+        self._make = make
+        self._patches: PatchLoader | None = None
+
+    def __getitem__(self, draw: Draw) -> Loaded:
+        if self._patches is None:
+            self._patches = self._make()
+        return self._patches.load(draw)
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent still needs the batch, and ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,44 @@
+"""Each planted fault is found by the check that is meant for it, for the reason that is meant."""
+
+from typing import Any
+
+import checks
+import mutants
+import pytest
+from checks import Cls, configured
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "settings", "reason"),
+    [
+        (mutants.TermNotAdded, checks.check_links, {}, "consistency is not in the loss"),
+        (mutants.StudentIsTeacher, checks.check_links, {}, "consistency is a constant"),
+        (mutants.MaskAlwaysEmpty, checks.check_links, {}, "consistency does not depend on student"),
+        (mutants.TargetNotDetached, checks.check_links, {}, "the loss of student reaches other weights"),
+        (mutants.CommonNotDetached, checks.check_links, {}, "the loss of student reaches other weights"),
+        (mutants.SwappedHalves, checks.check_halves, {}, "uses the label but not the labelled images"),
+        (mutants.ImagesSwapped, checks.check_halves, {}, "uses the label but not the labelled images"),
+        (mutants.TeacherIsTrained, checks.check_teachers, {}, r"^teacher\."),
+        (mutants.TeacherRunsAhead, checks.check_teachers, {}, r"^teacher\."),
+        (mutants.TeacherNotStarted, checks.check_teachers, {"pretrain_share": 0.5}, r"^teacher\."),
+        (mutants.StateOutsideBuffers, checks.check_resume, {}, "other losses|other weights"),
+        (mutants.Logits, checks.check_predict, {}, "a probability is negative"),
+        (mutants.PredictsInTrainingMode, checks.check_predict, {}, "Tensor-likes are not close"),
+        (mutants.TestsTheTeacher, checks.check_tested, {}, "predict needs what tested.. leaves out"),
+        (mutants.NamesTooMuch, checks.check_tested, {}, "does not use reconstructor.decoder"),
+    ],
+)
+def test_a_planted_fault_is_found(cls: Cls, check: Any, settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(AssertionError, match=reason):
+        check(cls, configured(cls, **settings))
+
+
+def test_a_setting_that_nobody_reads_is_found() -> None:
+    base = configured(mutants.UnusedField)
+    assert "forgotten" in checks.leaves(base)
+    with pytest.raises(AssertionError, match="forgotten = 0.25 changes nothing"):
+        checks.check_field(mutants.UnusedField, base, "forgotten", checks.another(base, "forgotten"))
+
+
+def test_the_trained_teacher_differs_from_a_sound_one_in_the_optimiser_alone() -> None:
+    checks.check_teachers(mutants.TargetNotDetached, configured(mutants.TargetNotDetached))
