@@ -1,4 +1,4 @@
-"""What the design promises of every method, as functions that raise AssertionError: tests and mutants run the same ones.
+"""What the design promises of every method, as functions that raise AssertionError: tests and mutants run the same.
 
 Width 2 on 32x32x16 crops: 16 is the smallest size that survives four halvings, the bottleneck is 2x2x1. Three classes,
 so that nothing holds for two only.
@@ -79,9 +79,7 @@ def advance(trainer: Trainer, stop_at: int) -> list[dict[str, Any]]:
 def two_steps_a_phase(cls: Cls, config: Any) -> int:
     """The fewest iterations that give every phase two."""
     phases = cls.phases(config)
-    return next(
-        n for n in range(len(phases), 1000) if all(span.stop - span.start >= 2 for span in timeline(phases, n))
-    )
+    return next(n for n in range(len(phases), 1000) if all(span.stop - span.start >= 2 for span in timeline(phases, n)))
 
 
 def late(phase: Phase) -> Clock:

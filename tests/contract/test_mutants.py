@@ -36,7 +36,7 @@ def test_a_planted_fault_is_found(cls: Cls, check: Any, settings: dict[str, Any]
 def test_a_setting_that_nobody_reads_is_found() -> None:
     base = configured(mutants.UnusedField)
     assert "forgotten" in checks.leaves(base)
-    with pytest.raises(AssertionError, match="forgotten = 0.25 changes nothing"):
+    with pytest.raises(AssertionError, match=r"forgotten = 0\.25 changes nothing"):
         checks.check_field(mutants.UnusedField, base, "forgotten", checks.another(base, "forgotten"))
 
 

@@ -66,4 +66,6 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 def assert_weights(module: nn.Module, expected: Mapping[str, Tensor]) -> None:
     for name, weight in module.named_parameters():
-        torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f'{name} {m}')
+        torch.testing.assert_close(
+            weight.detach(), expected[name], rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name} {m}"
+        )

@@ -39,7 +39,9 @@ def step(iteration: int, mask: bool = True) -> tuple[UAMT, dict[str, float], flo
     images = torch.zeros(1, 1, 4, 1, 1)
     label = torch.tensor([1, 1, 0, 0]).reshape(1, 4, 1, 1)
     (objective,) = method.step(Batch(images, label, images), Clock(iteration, 100, "train", iteration, 100))
-    numbers = {name: float(torch.as_tensor(value).detach()) for name, value in {**objective.terms, **objective.gauges}.items()}
+    numbers = {
+        name: float(torch.as_tensor(value).detach()) for name, value in {**objective.terms, **objective.gauges}.items()
+    }
     return method, numbers, objective.loss.item()
 
 

@@ -358,7 +358,8 @@ def test_num_training_promises_masks(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_number_of_labelled_promises_masks(tmp_path: Path) -> None:
     refused("missing for 'c4'.*as labelled", nnunet(tmp_path / "src"), labelled=5)
-    refused("missing for 'c4', 'c5'.*as test", nnunet(tmp_path / "src"), labelled=2, test="last:2")
+    refused("missing for 'c4', 'c5'.*as development", nnunet(tmp_path / "src"), labelled=2, development="last:2")
+    prepare(nnunet(tmp_path / "src"), tmp_path / "out", labelled=2, test="last:2")  # to be predicted only
     refused("no labelled case", nnunet(tmp_path / "b" / "src", masks=0))
 
 

@@ -19,15 +19,17 @@ def crop(array: NDArray[np.generic], start: Size, size: Size) -> NDArray[np.gene
 
 
 def random_start(rng: np.random.Generator, shape: Size, size: Size) -> Size:
-    """Uniform over all boxes inside the volume; centred along axes where the volume is smaller than the box."""
-    x, y, z = (int(rng.integers(0, n - p + 1)) if n > p else (n - p) // 2 for n, p in zip(shape, size, strict=True))
+    """Uniform over all boxes inside the volume; along axes where the volume is smaller than the box, centred, the extra
+    voxel at the end as in prediction: a network can tell by a voxel where the zeros begin.
+    """
+    x, y, z = (int(rng.integers(0, n - p + 1)) if n > p else -((p - n) // 2) for n, p in zip(shape, size, strict=True))
     return x, y, z
 
 
 def start_around(centre: Size, shape: Size, size: Size) -> Size:
     """The box about a voxel, moved into the volume where it fits."""
     x, y, z = (
-        min(max(0, c - p // 2), n - p) if n > p else (n - p) // 2 for c, n, p in zip(centre, shape, size, strict=True)
+        min(max(0, c - p // 2), n - p) if n > p else -((p - n) // 2) for c, n, p in zip(centre, shape, size, strict=True)
     )
     return x, y, z
 

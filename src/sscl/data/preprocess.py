@@ -99,11 +99,12 @@ def _normalise(channel: NDArray[np.float32], intensity: Intensity) -> NDArray[np
         channel = np.clip(channel, *intensity.window)
     if intensity.scaling == "unit":
         low, high = intensity.window or (float(channel.min()), float(channel.max()))
-        return ((channel - low) / (high - low)).astype(np.float32)
-    mean, deviation = channel.mean(dtype=np.float64), channel.std(dtype=np.float64)
-    if not deviation > 0:
+        shift, scale = low, high - low
+    else:
+        shift, scale = channel.mean(dtype=np.float64), channel.std(dtype=np.float64)
+    if not scale > 0 or channel.min() == channel.max():
         raise UserError("every voxel has the same value, so the image cannot be normalised: is it an empty scan?")
-    return ((channel - mean) / deviation).astype(np.float32)
+    return ((channel - shift) / scale).astype(np.float32)
 
 
 def _largest(maps: Iterable[NDArray[np.float32]]) -> NDArray[np.intp]:

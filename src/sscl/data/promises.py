@@ -41,14 +41,15 @@ def check_promises(found: Source, explicit: bool) -> None:
 
 
 def require_masks(found: Source, split: Split) -> None:
-    """Masks that the split promises: all but those of the unlabelled cases.
+    """Masks that the split promises: those of labelled and development cases. Test cases may be there to be predicted
+    only, or their masks lie elsewhere, out of training's reach.
 
     Raises:
         UserError: one is not there.
     """
-    for name, cases in split.lists().items():
+    for name, cases in (("labelled", split.labelled), ("development", split.development)):
         missing = [case for case in cases if case not in found.masked]
-        if missing and name != "unlabelled":
+        if missing:
             raise UserError(
                 f"{found.root}: the mask (label) is missing for {_some(missing)}, but the split has it as {name}. "
                 "Add the mask, or choose other cases."

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -12,10 +13,8 @@ from sscl.data.patches import Draw, Loaded, PatchLoader
 def batches_ahead(make: Callable[[], PatchLoader], draws: Sequence[Draw], workers: int) -> Iterator[Loaded]:
     """The batches of `draws`, in their order, from `workers` processes.
 
-    make: how a process gets its loader; it is sent there, so it must be picklable.
-
-    Raises:
-        UserError: a process died.
+    make: how a process gets its loader; it is sent there, so it must be picklable. If a process dies, a RuntimeError
+    is raised wherever this process then is: see `told_if_one_dies`.
     """
     loader: torch.utils.data.DataLoader[Loaded] = torch.utils.data.DataLoader(
         _Draws(make),
@@ -23,10 +22,16 @@ def batches_ahead(make: Callable[[], PatchLoader], draws: Sequence[Draw], worker
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="spawn",
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_leave_ctrl_c,
     )
+    return iter(loader)
+
+
+@contextmanager
+def told_if_one_dies() -> Iterator[None]:
+    """Raises UserError where torch's handler of SIGCHLD raised a RuntimeError in the midst of whatever was going on."""
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -49,7 +54,6 @@ class _Draws(torch.utils.data.Dataset[Loaded]):
         return self._patches.load(draw)
 
 
-def _leave_signals(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent still needs the batch, and ends its workers itself."""
+def _leave_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent still needs the batch, and ends its workers by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -62,7 +62,7 @@ def newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     return None
 
 
-def _promised(path: Path) -> str | None:
+def _promised(path: Path) -> object:
     """The digest in a checkpoint's manifest; None if that is missing or damaged itself."""
     try:
         return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]

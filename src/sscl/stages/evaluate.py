@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,7 @@ class _Reference:
     ignore_label: int | None = None
     others: frozenset[str] = frozenset()
     spacing_if_missing_mm: Spacing | None = None
+    label_map: Mapping[int, int] = field(default_factory=dict)
 
 
 def evaluate(
@@ -99,7 +100,7 @@ def _score(
     tolerance_mm: float,
 ) -> list[table.Score]:
     """One case, both masks read and checked; `path` None: missing."""
-    truth = _read_mask(due.masks[case], spacing_mm, {*labels, due.ignore_label})
+    truth = _read_mask(due.masks[case], spacing_mm, {*labels, due.ignore_label}, due.label_map)
     answer = None
     if path is not None:
         answer = _read_mask(path, spacing_mm, set(labels))
@@ -157,6 +158,7 @@ def _from_dataset(dataset: Path, split: str) -> _Reference:
         *_declared(facts, dataset / "dataset.json"),
         others=frozenset(facts["cases"].keys() - masks.keys()),
         spacing_if_missing_mm=Plan.read(_read_json(plan), str(plan)).spacing_if_missing_mm,
+        label_map={int(stored): value for stored, value in facts.get("label_map", {}).items()},
     )
 
 
@@ -225,8 +227,10 @@ def _predicted(prediction: Path, due: _Reference, reference: Path) -> dict[str, 
     return {case: path for case, path in masks.items() if case in due.masks}
 
 
-def _read_mask(path: Path, spacing_mm: Spacing | None, allowed: set[int | None]) -> Volume:
-    mask = read_label(path, spacing_if_missing_mm=spacing_mm)
+def _read_mask(
+    path: Path, spacing_mm: Spacing | None, allowed: set[int | None], label_map: Mapping[int, int] | None = None
+) -> Volume:
+    mask = read_label(path, spacing_mm, label_map)
     if wrong := _values(mask) - allowed:
         declared = sorted(value for value in allowed if value is not None)
         raise UserError(f"{path}: label values {sorted(wrong)} are not declared. Declared: {declared}.")

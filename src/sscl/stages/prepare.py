@@ -256,11 +256,7 @@ def _image(found: Source, case: str, spacing: Spacing | None) -> Volume:
 
 
 def _label(path: Path, label_map: Mapping[int, int], spacing: Spacing | None) -> Volume:
-    label = to_ras(read_label(path, spacing))
-    array = label.array.copy()
-    for stored, value in label_map.items():
-        array[label.array == stored] = value
-    return replace(label, array=array)
+    return to_ras(read_label(path, spacing, label_map))
 
 
 # Settings, files, folders

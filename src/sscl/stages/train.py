@@ -22,10 +22,10 @@ from sscl.core.method import Method
 from sscl.data.patches import Loaded, PatchLoader
 from sscl.data.presets import PRESETS
 from sscl.data.store import CaseStore
-from sscl.data.workers import batches_ahead
+from sscl.data.workers import batches_ahead, told_if_one_dies
 from sscl.engine import checkpoint
 from sscl.engine.run import METRICS, RECIPE, Recipe, cut_metrics, differences, only_writer, read_recipe, write_recipe
-from sscl.engine.train import Log, Span, Trainer
+from sscl.engine.train import Log, Span, Trainer, timeline
 from sscl.methods import method_class
 from sscl.stages.dataset import STORE, Dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads
@@ -101,10 +101,10 @@ def train(
         if (state := checkpoint.newest(out / CHECKPOINTS, place)) is not None:
             trainer.restore(state)
             log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
-        cut_metrics(out, trainer.iteration)
         if trainer.iteration == recipe.iterations and (out / STAGE).exists():
             log.info("%s is finished: %d iterations", out, recipe.iterations)
             return recipe
+        cut_metrics(out, trainer.iteration)
         loaded = _loader(data, recipe, trainer, workers)
         _run(trainer, loaded, out, checkpoint_minutes, tensorboard, on_step)
         write_json(
@@ -190,11 +190,15 @@ def _resolve(
     config = config_class.read(_nested({**known, **settings}), f"settings of '{method}'")
     if not data.split.labelled:
         raise UserError(f"{data.folder}: no labelled case to train on. Prepare it with at least one mask.")
-    uses_unlabelled = any(phase.batch[1] for phase in method_class(method).phases(config))
+    phases = method_class(method).phases(config)
+    uses_unlabelled = any(phase.batch[1] for phase in phases)
     if uses_unlabelled and not data.split.unlabelled:
         raise UserError(
             f"{data.folder}: method '{method}' learns from unlabelled scans and there is none. Use --method vnet."
         )
+    if iterations is None:
+        iterations = preset.iterations if preset else DEFAULT_ITERATIONS
+    timeline(phases, iterations)  # refuses too few
     return Recipe(
         method=method,
         config=config.model_dump(mode="json"),
@@ -203,7 +207,7 @@ def _resolve(
         plan=data.plan,
         labelled=data.split.labelled,
         unlabelled=data.split.unlabelled if uses_unlabelled else (),
-        iterations=iterations if iterations is not None else preset.iterations if preset else DEFAULT_ITERATIONS,
+        iterations=iterations,
         seed=seed,
         precision=pick_precision(precision, place),
         device=str(place),
@@ -316,7 +320,8 @@ def _run(
                 saved = time.monotonic()
             return True
 
-        trainer.run(load, after_step)
+        with told_if_one_dies():
+            trainer.run(load, after_step)
         save()
         if caught and trainer.iteration < trainer.iterations:
             raise Interrupted(caught[0], trainer.iteration)

@@ -1,7 +1,7 @@
 """Scans and masks from files of any known kind, checked as far as one file can be; masks back to files."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,12 @@ def read_image(paths: Sequence[Path], num_channels: int, spacing_if_missing_mm: 
     return Volume(array, first.affine, first.header)
 
 
-def read_label(path: Path, spacing_if_missing_mm: Spacing | None = None) -> Volume:
+def read_label(
+    path: Path, spacing_if_missing_mm: Spacing | None = None, label_map: Mapping[int, int] | None = None
+) -> Volume:
     """A mask as stored on disk: (1, x, y, z), int16, or int32 where values need it.
+
+    label_map: stored value to class, where they differ (the left-atrium challenge stores 255 for class 1).
 
     Raises:
         UserError: unreadable, damaged, not 3-D, several channels, or values that are not integers.
@@ -67,7 +71,11 @@ def read_label(path: Path, spacing_if_missing_mm: Spacing | None = None) -> Volu
     volume = _read(path, "label", spacing_if_missing_mm)
     if len(volume.array) != 1:
         raise UserError(f"{path}: a 4-D mask of {len(volume.array)} channels (one-hot?). Give one integer a voxel.")
-    return Volume(_integers(volume.array, path), volume.affine, volume.header)
+    values = _integers(volume.array, path)
+    stored = values.copy()
+    for old, new in (label_map or {}).items():
+        values[stored == old] = new
+    return Volume(values, volume.affine, volume.header)
 
 
 def write_label(path: Path, label: NDArray[Any], like: Volume) -> None:

@@ -1,0 +1,59 @@
+"""The comparison in docs/results/la_half.md: every command, two at a time, one thread each. A killed sweep goes on.
+
+    python benchmarks/la_half.py OUT     (needs SSCL_DATA; about an hour on 2 cores)
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sscl.report.statistics import paired_difference
+
+SEEDS = range(5)
+HELD_OUT = ("--development", "51:60", "--test", "61:80")
+DATA = {"8": ("--labelled", "8", "--unlabelled", "9:50"), "50": ("--labelled", "first:50")}
+RUNS = [(m, "8", seed) for seed in SEEDS for m in ("sscl", "vnet", "mean_teacher")] + [("vnet", "50", 0)]
+
+
+def sscl(*arguments: object) -> None:
+    subprocess.run([sys.executable, "-m", "sscl.cli", *map(str, arguments)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def run(out: Path, method: str, labelled: str, seed: int) -> None:
+    data, folder = out / f"data_{labelled}", out / f"{method}_{labelled}_{seed}"
+    if (folder / "predictions" / "scores" / "scores.csv").exists():
+        return
+    sscl("train", data, "-o", folder, "--method", method, "--seed", seed, "--threads", 1)
+    sscl("predict", folder, data, "--split", "test", "--threads", 1)
+    sscl("evaluate", folder / "predictions", data, "--split", "test")
+
+
+def dice(folder: Path) -> dict[str, float]:
+    with (folder / "predictions" / "scores" / "scores.csv").open() as file:
+        return {row["case"]: float(row["dice"]) for row in csv.DictReader(file)}
+
+
+def main(out: Path) -> None:
+    for name, lists in DATA.items():
+        sscl("prepare", Path(os.environ["SSCL_DATA"]) / "la_half", "-o", out / f"data_{name}", "--preset", "la-quick", *lists, *HELD_OUT)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: run(out, *job), RUNS))
+    scores = {job: dice(out / "{}_{}_{}".format(*job)) for job in RUNS}
+    with (out / "dice.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        cases = list(next(iter(scores.values())))
+        table.writerow(["method", "labelled", "seed", "mean", "minutes", *cases])
+        for job, values in scores.items():
+            stage = json.loads((out / "{}_{}_{}".format(*job) / "stage.json").read_text())
+            mean = sum(values.values()) / len(values)
+            table.writerow([*job, f"{mean:.4f}", f"{stage['seconds'] / 60:.1f}", *(f"{values[c]:.4f}" for c in cases)])
+    for method in ("mean_teacher", "sscl"):
+        ours, baseline = ({seed: scores[m, "8", seed] for seed in SEEDS} for m in (method, "vnet"))
+        print(method, "- vnet:", paired_difference(ours, baseline))
+
+
+main(Path(sys.argv[1]))

@@ -1,0 +1,493 @@
+"""`train`: what a seed decides, what survives every way to stop, and what is refused."""
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_set import GARBAGE, LABELLED, UNLABELLED, Tiny, assert_equal_weights, make_source, prepared, weights
+
+from sscl.core.errors import UserError
+from sscl.core.interrupt import Interrupted
+from sscl.engine import checkpoint
+from sscl.engine.run import only_writer, read_recipe, write_recipe
+from sscl.engine.train import Log, Trainer
+from sscl.stages.train import dry_run, train
+
+Train = Callable[..., Path]
+
+
+def iterations(run: Path) -> list[int]:
+    return [json.loads(line)["iteration"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "/" in key} for line in lines]
+
+
+def stop_after(iteration: int, number: int = signal.SIGTERM) -> Callable[[Log, int], None]:
+    """An `on_step` that sends this process a signal during a step."""
+
+    def on_step(log: Log, total: int) -> None:
+        if log["iteration"] == iteration:
+            os.kill(os.getpid(), number)
+
+    return on_step
+
+
+def begun(train_tiny: Train, out: Path, done: int = 3) -> Path:
+    """A run of 6 iterations that was stopped, with checkpoints after each."""
+    with pytest.raises(Interrupted):
+        train_tiny(out, on_step=stop_after(done - 1), checkpoint_minutes=0)
+    return out
+
+
+# One seed, one result
+
+
+def test_a_seed_decides_the_weights(trained: Path, train_tiny: Train, tmp_path: Path) -> None:
+    assert_equal_weights(trained, train_tiny(tmp_path / "same"))
+    other = weights(train_tiny(tmp_path / "other", seed=1))
+    first = weights(trained)
+    learnt = [name for name in first if name.endswith("weight") and first[name].ndim > 1]
+    assert not any(torch.equal(first[name], other[name]) for name in learnt)
+
+
+@pytest.mark.slow
+def test_loader_processes_change_nothing(trained: Path, train_tiny: Train, tmp_path: Path) -> None:
+    assert_equal_weights(trained, train_tiny(tmp_path / "run", workers=2))
+
+
+@pytest.mark.slow
+def test_a_killed_loader_process_ends_the_run_with_a_message(tiny: Tiny, tmp_path: Path) -> None:
+    run = start(tiny, tmp_path / "run", "--workers", "2", iterations=2000)
+    wait_for(tmp_path / "run", 2)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert "a loader process died" in errors
+    assert "Traceback" not in errors
+
+
+def test_memory_layout_does_not_matter(trained: Path, train_tiny: Train, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch, "channels_last_3d", torch.contiguous_format)
+    plain = losses(train_tiny(tmp_path / "run", iterations=6))
+    for one, two in zip(losses(trained), plain, strict=True):
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
+    # the first step has seen no rounding of an earlier one
+    assert losses(trained)[0] == pytest.approx(plain[0], abs=1e-5)
+
+
+# Stop and go on
+
+
+@pytest.mark.parametrize("done", [1, 2, 5])
+def test_stopping_after_any_phase_and_going_on_changes_nothing(
+    done: int, trained: Path, train_tiny: Train, tmp_path: Path
+) -> None:
+    """6 iterations are 1 of pre-training and 5 of formal training."""
+    with pytest.raises(Interrupted, match=f"SIGTERM after iteration {done}; state saved") as stopped:
+        train_tiny(tmp_path / "run", on_step=stop_after(done - 1))
+    assert stopped.value.number == 15
+    assert iterations(tmp_path / "run") == list(range(done))
+    train_tiny(tmp_path / "run")
+    assert_equal_weights(trained, tmp_path / "run")
+    assert losses(trained) == losses(tmp_path / "run")
+
+
+def test_a_signal_during_the_last_iteration_finishes_the_run(trained: Path, train_tiny: Train, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert_equal_weights(trained, train_tiny(tmp_path / "run", on_step=stop_after(5, signal.SIGINT)))
+    assert (tmp_path / "run/stage.json").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_finished_run_is_left_alone(train_tiny: Train, trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.is_file() and path.name != ".lock"}
+    train_tiny(run, on_step=lambda log, total: pytest.fail("trained on"))
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    (run / "stage.json").unlink()  # killed between the last checkpoint and this file
+    train_tiny(run, on_step=lambda log, total: pytest.fail("trained on"))
+    assert json.loads((run / "stage.json").read_text())["stage"] == "train"
+
+
+def start(tiny: Tiny, out: Path, *options: str, iterations: int) -> subprocess.Popen[str]:
+    command = ["train", str(tiny.dataset), "-o", str(out), "--iterations", str(iterations), "--set", "width=2"]
+    command += ["--threads", "1", "--device", "cpu", "--checkpoint-minutes", "0", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "sscl.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(run: Path, iteration: int) -> None:
+    """Until there is a checkpoint of this or a later iteration."""
+    deadline = time.monotonic() + 60
+    while not any(int(path.stem) >= iteration for path in (run / "checkpoints").glob("*.json") if path.stem.isdigit()):
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.01)
+
+
+def stop_at(iteration: int, tiny: Tiny, run: Path, number: int, code: int, iterations: int) -> None:
+    process = start(tiny, run, iterations=iterations)
+    wait_for(run, iteration)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert ("state saved. The same command goes on from there." in errors) == (number != signal.SIGKILL)
+    assert "Traceback" not in errors
+
+
+ENDS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+
+
+def test_stopped_and_killed_processes_end_with_the_same_weights(tiny: Tiny, train_tiny: Train, tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool:  # side by side, because most of it is starting Python
+        list(pool.map(lambda way: stop_at(3, tiny, tmp_path / str(way[1]), *way, iterations=16), ENDS))
+    straight = train_tiny(tmp_path / "straight", iterations=16)
+    for run in (tmp_path / str(code) for _, code in ENDS):
+        assert len(iterations(run)) < 16
+        train_tiny(run, iterations=16)
+        assert_equal_weights(straight, run)
+        assert losses(run) == losses(straight)
+
+
+@pytest.mark.slow
+def test_one_run_stopped_in_every_way_by_the_same_command(tiny: Tiny, train_tiny: Train, tmp_path: Path) -> None:
+    straight, run = train_tiny(tmp_path / "straight", iterations=24), tmp_path / "run"
+    for iteration, (number, code) in zip((3, 8, 13), ENDS, strict=True):
+        stop_at(iteration, tiny, run, number, code, iterations=24)
+    process = start(tiny, run, iterations=24)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "continuing" in errors
+    assert_equal_weights(straight, run)
+    assert iterations(run) == list(range(24))
+
+
+@pytest.mark.slow
+def test_kill_at_random_moments(tiny: Tiny, train_tiny: Train, tmp_path: Path) -> None:
+    straight, run = train_tiny(tmp_path / "straight", iterations=40), tmp_path / "run"
+    rng, process = random.Random(0), start(tiny, run, iterations=40)
+    for iteration in (1, 9, 17, 25):
+        wait_for(run, iteration)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        process = start(tiny, run, iterations=40)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert_equal_weights(straight, run)
+    assert iterations(run) == list(range(40))
+
+
+def test_a_run_folder_can_be_moved(trained: Path, train_tiny: Train, tmp_path: Path) -> None:
+    begun(train_tiny, tmp_path / "old").rename(tmp_path / "new")
+    assert_equal_weights(trained, train_tiny(tmp_path / "new"))
+
+
+# Checkpoints
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    trained: Path, train_tiny: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = begun(train_tiny, tmp_path / "run")
+    older, newest = sorted((run / "checkpoints").glob("*.pt"))
+    assert (older.stem, newest.stem) == ("00000002", "00000003")
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    os.utime(older, (0, 0))
+    caplog.set_level(logging.INFO, "sscl")
+    train_tiny(run)
+    assert f"{newest} is incomplete or damaged; using the checkpoint before it" in caplog.text
+    assert f"continuing {run} after iteration 2 of 6" in caplog.text
+    assert iterations(run) == list(range(6))
+    assert_equal_weights(trained, run)
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_iteration(tmp_path: Path) -> None:
+    for iteration in (9, 10, 100):
+        checkpoint.save(tmp_path, {"iteration": iteration})
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["00000010.pt", "00000100.pt"]
+    os.utime(tmp_path / "00000100.pt", (0, 0))
+    state = checkpoint.newest(tmp_path, torch.device("cpu"))
+    assert state == {"iteration": 100}
+
+
+@pytest.mark.parametrize("manifest", [None, "", "{}", "[]", '{"sha256": 1}'])
+def test_a_checkpoint_without_a_good_manifest_does_not_count(tmp_path: Path, manifest: str | None) -> None:
+    for iteration in (1, 2):
+        checkpoint.save(tmp_path, {"iteration": iteration})
+    cut = tmp_path / "00000002.json"
+    cut.unlink() if manifest is None else cut.write_text(manifest)
+    assert checkpoint.newest(tmp_path, torch.device("cpu")) == {"iteration": 1}
+
+
+def test_dying_at_any_write_of_a_checkpoint_leaves_a_complete_one(tmp_path: Path) -> None:
+    """A fork for each system call that makes a change: it ends there, without any clean-up."""
+    script = """
+import os, sys, torch
+from pathlib import Path
+from sscl.engine import checkpoint
+
+def dying(function, countdown):
+    def call(*arguments, **options):
+        countdown[0] -= 1
+        if countdown[0] < 0:
+            os._exit(9)
+        return function(*arguments, **options)
+    return call
+
+def state(k):
+    return {"iteration": k, "x": torch.full((1000,), float(k))}
+
+k = 0
+while True:
+    folder = Path(sys.argv[1]) / str(k)
+    checkpoint.save(folder, state(1))
+    checkpoint.save(folder, state(2))
+    if (child := os.fork()) == 0:
+        countdown = [k]
+        for name in ("fsync", "replace", "rename", "unlink", "open", "chmod", "mkdir"):
+            setattr(os, name, dying(getattr(os, name), countdown))
+        checkpoint.save(folder, state(3))
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found = checkpoint.newest(folder, torch.device("cpu"))
+    assert found is not None and found["iteration"] in (2, 3) and (found["x"] == found["iteration"]).all(), (k, found)
+    checkpoint.save(folder, state(4))
+    names = sorted(path.name for path in folder.iterdir())
+    assert len(names) == 4 and "00000004.pt" in names, (k, names)
+    k += 1
+    if code == 0:
+        break
+    assert code == 9, code
+print(k)
+"""
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 8  # two files: each a temporary one, opened, synced, renamed; and the old ones removed
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_tells_the_size(tmp_path: Path) -> None:
+    script = """
+import resource, sys, torch
+from pathlib import Path
+from sscl.core.errors import UserError
+from sscl.engine import checkpoint
+folder = Path(sys.argv[1])
+checkpoint.save(folder, {"iteration": 1, "x": torch.zeros(10)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+try:
+    checkpoint.save(folder, {"iteration": 2, "x": [torch.zeros(2**20)]})
+except UserError as error:
+    print(error)
+assert sorted(path.name for path in folder.iterdir()) == ["00000001.json", "00000001.pt"]
+"""
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "00000002.pt: cannot be written" in result.stdout
+    assert "it needs 4.0 MiB" in result.stdout
+    assert "File too large" in result.stdout
+
+
+# What is refused
+
+
+def refused(words: str, run: Callable[[], Any]) -> None:
+    with pytest.raises(UserError, match=words):
+        run()
+
+
+def test_other_settings_than_the_begun_run_are_refused_by_name(train_tiny: Train, tmp_path: Path) -> None:
+    run = begun(train_tiny, tmp_path / "run")
+    before = (run / "recipe.yaml").read_bytes()
+    for words, options in {
+        r"config\.lam: 0\.5 in the run, 0\.7 now": {"settings": {"lam": 0.7}},
+        r"config\.optimiser\.learning_rate: 0\.01 in the run, 0\.1 now": {"settings": {"optimiser.learning_rate": 0.1}},
+        "seed: 0 in the run, 1 now": {"seed": 1},
+        "iterations: 6 in the run, 7 now": {"iterations": 7},
+        "method: sscl in the run, vnet now": {"method": "vnet"},
+    }.items():
+        refused(words, lambda options=options: train_tiny(run, **options))
+    assert (run / "recipe.yaml").read_bytes() == before
+    assert iterations(run) == [0, 1, 2]
+
+
+def test_another_number_of_threads_only_warns(
+    train_tiny: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = begun(train_tiny, tmp_path / "run", done=5)
+    write_recipe(run, read_recipe(run).model_copy(update={"threads": 7}))
+    train_tiny(run)
+    assert "bit equality is not promised: threads: 7 in the run, 1 now" in caplog.text
+    assert read_recipe(run).threads == 7
+
+
+def test_a_data_set_that_changed_under_the_run_is_refused(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source")
+    dataset, run = prepared(source, tmp_path / "dataset"), tmp_path / "run"
+    options: dict[str, Any] = {"settings": {"width": 2}, "iterations": 4, "threads": 1, "device": "cpu"}
+    with pytest.raises(Interrupted):
+        train(dataset, run, **options, on_step=stop_after(1))
+    shutil.rmtree(dataset)
+    prepared(source, dataset, foreground_share=0.5)
+    refused(r"plan\.foreground_share: 0\.0 in the run, 0\.5 now", lambda: train(dataset, run, **options))
+    shutil.rmtree(dataset)
+    shutil.copy(source / "imagesTr/b1_0000.nii.gz", source / "imagesTr/b2_0000.nii.gz")
+    prepared(source, dataset)
+    refused("data_digest: .* in the run", lambda: train(dataset, run, **options))
+
+
+def test_a_folder_with_something_else_in_it_is_refused_and_left_as_it_was(train_tiny: Train, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    refused("is not a run folder", lambda: train_tiny(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_killed_start_left_behind_is_no_obstacle(trained: Path, train_tiny: Train, tmp_path: Path) -> None:
+    (tmp_path / ".recipe.yaml.abc.tmp").write_text("method: ss")
+    assert_equal_weights(trained, train_tiny(tmp_path))
+
+
+def test_a_damaged_recipe_is_named(train_tiny: Train, trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    for text in ("", "a: [", "- 1", "method: !!python/object/apply:os.mkdir [canary]"):
+        (run / "recipe.yaml").write_text(text)
+        refused(r"recipe\.yaml: damaged", lambda: train_tiny(run))
+
+
+def test_two_writers_are_refused(train_tiny: Train, tmp_path: Path) -> None:
+    with only_writer(tmp_path):
+        refused("in use by another process", lambda: train_tiny(tmp_path))
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("method 'ssc1' is unknown. Did you mean 'sscl'", {"method": "ssc1"}),
+        ("setting 'lamb' is unknown. Did you mean 'lam'", {"settings": {"lamb": 1.0}}),
+        ("optimiser.rate = 1.0", {"settings": {"optimiser.rate": 1.0}}),
+        ("lam = 'much'", {"settings": {"lam": "much"}}),
+        ("--iterations 0: expected 1 or more", {"iterations": 0}),
+        ("1 iterations are too few for 2 phases", {"iterations": 1}),
+        ("--iterations and --minutes exclude each other", {"minutes": 1.0}),
+        ("--minutes 0: expected more than 0", {"minutes": 0.0, "iterations": None}),
+        ("--seed -1: expected 0 or more", {"seed": -1}),
+        ("--threads 0: expected 1 or more", {"threads": 0}),
+        ("--workers -1: expected 0 or more", {"workers": -1}),
+        ("--device tpu is unknown", {"device": "tpu"}),
+        ("--device cuda:x is unknown", {"device": "cuda:x"}),
+        ("--device cuda:99: this machine", {"device": "cuda:99"}),
+        ("--precision half is unknown", {"precision": "half"}),
+        ("void does not exist. `sscl prepare", {"dataset": Path("void")}),
+        ("is not a prepared data set: dataset.json is missing", {"dataset": Path(__file__).parent}),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(
+    words: str, options: dict[str, Any], train_tiny: Train, tmp_path: Path
+) -> None:
+    refused(words, lambda: train_tiny(tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()
+
+
+# Numbers that blow up
+
+
+def test_a_loss_that_is_not_a_number_names_iteration_and_cases(train_tiny: Train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UserError) as caught:
+        train_tiny(run, settings={"optimiser.learning_rate": 1e30}, checkpoint_minutes=0)
+    message = str(caught.value)
+    assert "became nan at iteration" in message
+    cases = message.split("cases in the batch: ")[1].split(". ")[0].split(", ")
+    assert len(cases) == 4
+    assert set(cases[:2]) <= {*LABELLED}
+    assert set(cases[2:]) <= {*UNLABELLED}
+    saved = checkpoint.newest(run / "checkpoints", torch.device("cpu"))
+    assert saved is not None
+    assert all(t.isfinite().all() for name, t in saved["method"].items() if "running" not in name)
+
+
+def test_weights_that_are_not_finite_are_never_saved(train_tiny: Train, tmp_path: Path, monkeypatch: Any) -> None:
+    """Every loss is finite, but the last step's gradient was not."""
+
+    def broken(trainer: Trainer, *arguments: Any) -> Log:
+        log = step(trainer, *arguments)
+        if trainer.iteration == 2:
+            next(trainer.method.parameters()).data[0] = torch.nan
+        return log
+
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(UserError, match="no longer finite after iteration 2"):
+        train_tiny(tmp_path / "run", method="vnet", iterations=2, checkpoint_minutes=0)
+    saved = checkpoint.newest(tmp_path / "run/checkpoints", torch.device("cpu"))
+    assert saved is not None
+    assert saved["iteration"] == 1
+
+
+# Length, cost, privacy
+
+
+def test_minutes_fix_the_number_of_iterations_in_the_recipe(
+    train_tiny: Train, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("sscl.stages.train.TIMED_STEPS", 2)
+    options: dict[str, Any] = {"iterations": None, "method": "vnet"}
+    run = train_tiny(tmp_path / "run", minutes=0.01, **options)
+    count = read_recipe(run).iterations
+    assert count >= 2
+    assert iterations(run) == list(range(count))
+    monkeypatch.setattr("sscl.stages.train._cost", lambda *arguments: pytest.fail("timed again"))
+    train_tiny(run, minutes=0.01, **options)
+    assert read_recipe(run).iterations == count
+    train_tiny(run, iterations=count, method="vnet")
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sscl.stages.train.TIMED_STEPS", 2)
+    before = sorted(tiny.dataset.rglob("*"))
+    options: dict[str, Any] = {"method": "vnet", "settings": {"width": 2}, "threads": 1, "device": "cpu"}
+    cost = dry_run(tiny.dataset, **options)
+    assert cost.iterations == 34_000
+    assert cost.seconds == pytest.approx(34_000 * cost.seconds_per_iteration)
+    assert 0.001 < cost.seconds_per_iteration < 10
+    assert 2**26 < cost.peak_memory_bytes < 2**36
+    assert cost.disk_bytes > 34_000 * 100
+    assert dry_run(tiny.dataset, minutes=60, **options).iterations > 100
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(tiny.dataset.rglob("*")) == before
+
+
+def test_masks_of_unlabelled_cases_are_never_opened(tiny: Tiny, trained: Path) -> None:
+    """They cannot be read at all; the run went through, and used the scans of these cases."""
+    for case in UNLABELLED:
+        assert (tiny.source / f"labelsTr/{case}.nii.gz").read_bytes() == GARBAGE
+        assert not (tiny.dataset / f"store/{case}.label.b2nd").exists()
+    assert read_recipe(trained).unlabelled == UNLABELLED
+
+
+def test_a_method_without_unlabelled_scans_trains_without_them(train_tiny: Train, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source")
+    lists = json.loads((source / "split.json").read_text()) | {"unlabelled": []}
+    (source / "split.json").write_text(json.dumps(lists))
+    dataset = prepared(source, tmp_path / "dataset")
+    assert iterations(train_tiny(tmp_path / "run", dataset=dataset, method="vnet", iterations=2)) == [0, 1]
+    refused("there is none. Use --method vnet", lambda: train_tiny(tmp_path / "other", dataset=dataset))
