@@ -1,6 +1,6 @@
 """The comparison in docs/results/la_half.md: every command, two at a time, one thread each. A killed sweep goes on.
 
-    python benchmarks/la_half.py OUT     (needs SSCL_DATA; about an hour on 2 cores)
+python benchmarks/la_half.py OUT     (needs SSCL_DATA; about an hour on 2 cores)
 """
 
 import csv
@@ -20,7 +20,9 @@ RUNS = [(m, "8", seed) for seed in SEEDS for m in ("sscl", "vnet", "mean_teacher
 
 
 def sscl(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "sscl.cli", *map(str, arguments)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-m", "sscl.cli", *map(str, arguments)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def run(out: Path, method: str, labelled: str, seed: int) -> None:
@@ -39,7 +41,16 @@ def dice(folder: Path) -> dict[str, float]:
 
 def main(out: Path) -> None:
     for name, lists in DATA.items():
-        sscl("prepare", Path(os.environ["SSCL_DATA"]) / "la_half", "-o", out / f"data_{name}", "--preset", "la-quick", *lists, *HELD_OUT)
+        sscl(
+            "prepare",
+            Path(os.environ["SSCL_DATA"]) / "la_half",
+            "-o",
+            out / f"data_{name}",
+            "--preset",
+            "la-quick",
+            *lists,
+            *HELD_OUT,
+        )
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda job: run(out, *job), RUNS))
     scores = {job: dice(out / "{}_{}_{}".format(*job)) for job in RUNS}

@@ -283,7 +283,7 @@ def methods() -> None:
     """The methods: name, year, paper."""
     from sscl.methods import METHODS
 
-    rows = [[name, str(entry.year), entry.trains, entry.paper] for name, entry in METHODS.items()]
+    rows = [[name, str(entry.year or "-"), entry.trains, entry.paper] for name, entry in METHODS.items()]
     _table([["method", "year", "trains", "paper"], *rows])
 
 
@@ -298,6 +298,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename or 'the system'}: {error.strerror or error}.")
+    except SystemExit as end:  # cyclopts ends every command so
+        return int(end.code or 0)
     except KeyboardInterrupt:
         return 130
     except Interrupted as error:

@@ -65,7 +65,9 @@ def test_a_crop_is_the_box_and_zero_outside() -> None:
 def test_random_starts_reach_every_box_inside_and_no_other() -> None:
     rng = np.random.default_rng(0)
     starts = {random_start(rng, (6, 4, 3), (4, 4, 8)) for _ in range(200)}
-    assert starts == {(x, 0, -3) for x in range(3)}  # z is smaller than the box: centred, (3 - 8) // 2
+    assert starts == {
+        (x, 0, -2) for x in range(3)
+    }  # z is smaller than the box: centred, the odd voxel of padding behind
 
 
 def test_a_box_about_a_voxel_holds_it_and_stays_inside() -> None:
@@ -112,6 +114,13 @@ def test_batch_k_is_the_same_in_any_order_and_from_any_loader() -> None:
 def test_another_seed_is_another_stream() -> None:
     first, second = (loader(Memory(), plan(), seed).load(draws(1)[0]) for seed in (0, 1))
     assert not same(first, second)
+
+
+def test_the_two_streams_do_not_draw_alike() -> None:
+    """The same case in both: crop k of one is not crop k of the other."""
+    batch = PatchLoader(Memory((40, 40, 40)), ("a",), ("a",), plan(), 0).load(Draw(range(8), range(8))).batch
+    alike = [torch.equal(one, other) for one, other in zip(batch.labelled, batch.unlabelled, strict=True)]
+    assert not any(alike)
 
 
 def test_shapes_types_and_halves() -> None:

@@ -29,7 +29,8 @@ def random_start(rng: np.random.Generator, shape: Size, size: Size) -> Size:
 def start_around(centre: Size, shape: Size, size: Size) -> Size:
     """The box about a voxel, moved into the volume where it fits."""
     x, y, z = (
-        min(max(0, c - p // 2), n - p) if n > p else -((p - n) // 2) for c, n, p in zip(centre, shape, size, strict=True)
+        min(max(0, c - p // 2), n - p) if n > p else -((p - n) // 2)
+        for c, n, p in zip(centre, shape, size, strict=True)
     )
     return x, y, z
 

@@ -50,7 +50,9 @@ class PatchLoader:
         empty = np.zeros((0, len(self._plan.channels), *self._plan.patch), dtype=np.float32)
         batch = Batch(
             labelled=_images([image for _, image, _ in pairs], empty),
-            label=torch.from_numpy(np.array([label for _, _, label in pairs], dtype=np.int64).reshape(-1, *self._plan.patch)),
+            label=torch.from_numpy(
+                np.array([label for _, _, label in pairs], dtype=np.int64).reshape(-1, *self._plan.patch)
+            ),
             unlabelled=_images([image for _, image in alone], empty),
         )
         return Loaded(batch, tuple(case for case, *_ in pairs) + tuple(case for case, _ in alone))

@@ -1,6 +1,7 @@
 """The case store: preprocessed volumes on disk, compressed in blocks, so that a crop reads only what it needs."""
 
 from pathlib import Path
+from typing import TypeAlias
 
 import blosc2
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from sscl.core.errors import UserError
 
 BLOCK = 32
+Stored: TypeAlias = NDArray[np.generic] | blosc2.NDArray
+"""An array in memory, or one on disk that is read where it is sliced."""
 
 
 def write_case(folder: Path, case_id: str, image: NDArray[np.float32], label: NDArray[np.int8] | None) -> None:
@@ -26,15 +29,15 @@ class CaseStore:
         self._free = memory_bytes
         self._kept: dict[str, NDArray[np.generic]] = {}
 
-    def image(self, case_id: str) -> NDArray[np.generic]:
+    def image(self, case_id: str) -> Stored:
         """(channels, x, y, z), float16; slicing it reads from disk or memory."""
         return self._open(f"{case_id}.image.b2nd")
 
-    def label(self, case_id: str) -> NDArray[np.generic]:
+    def label(self, case_id: str) -> Stored:
         """(x, y, z), int8, IGNORE where no loss may look."""
         return self._open(f"{case_id}.label.b2nd")
 
-    def _open(self, name: str) -> NDArray[np.generic]:
+    def _open(self, name: str) -> Stored:
         if name not in self._kept:
             path = self._folder / name
             try:

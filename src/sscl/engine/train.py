@@ -42,7 +42,9 @@ def timeline(phases: tuple[Phase, ...], iterations: int) -> tuple[Span, ...]:
         UserError: fewer iterations than phases.
     """
     if iterations < len(phases):
-        raise UserError(f"{iterations} iterations are too few for {len(phases)} phases; give --iterations {len(phases)} or more.")
+        raise UserError(
+            f"{iterations} iterations are too few for {len(phases)} phases; give --iterations {len(phases)} or more."
+        )
     spans: list[Span] = []
     done = 0.0
     start = labelled = unlabelled = 0
@@ -155,7 +157,10 @@ class Trainer:
             nn.utils.clip_grad_norm_(weights, self._clip_norm)
         optimiser.step()
         log |= {f"{name}/loss": loss, f"{name}/lr": rate}
-        log |= {f"{name}/{key}": float(torch.as_tensor(value).detach()) for key, value in {**objective.terms, **objective.gauges}.items()}
+        log |= {
+            f"{name}/{key}": float(torch.as_tensor(value).detach())
+            for key, value in {**objective.terms, **objective.gauges}.items()
+        }
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")

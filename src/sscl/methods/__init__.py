@@ -16,7 +16,8 @@ class Entry:
 
     target: str
     """module:class under sscl.methods."""
-    year: int
+    year: int | None
+    """None: our copy of the paper names none."""
     paper: str
     trains: str
     """The networks that a run trains."""
@@ -26,7 +27,7 @@ METHODS: dict[str, Entry] = {
     "vnet": Entry("vnet:SupervisedVNet", 2016, "V-Net, supervised: Milletari et al., 3DV", "V-Net"),
     "mean_teacher": Entry("mean_teacher:MeanTeacher", 2017, "Mean teacher: Tarvainen and Valpola, NeurIPS", "V-Net"),
     "ua_mt": Entry("ua_mt:UAMT", 2019, "UA-MT: Yu et al., MICCAI", "V-Net"),
-    "sscl": Entry("sscl:SSCL", 2024, "SSCL: Liu et al.", "spatial-spectral V-Net, reconstruction V-Net"),
+    "sscl": Entry("sscl:SSCL", None, "SSCL: Liu et al.", "spatial-spectral V-Net, reconstruction V-Net"),
 }
 
 

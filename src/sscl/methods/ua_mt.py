@@ -28,7 +28,7 @@ class UAMTConfig(MethodConfig):
     supervised_weight: PositiveFloat = 0.5
     """0.5 (CE + Dice)."""
     consistency: NonNegativeFloat = 0.1
-    """lambda(t) at the end of its ramp (sec. 2.3)."""
+    """lambda(t) at the end of its ramp."""
     ramp_share: PositiveFloat = 1.0
     """The ramp's length as a part of the run: 6000 of 6000 iterations."""
     alpha: float = Field(default=0.99, ge=0, le=1)
@@ -38,7 +38,7 @@ class UAMTConfig(MethodConfig):
     noise: NonNegativeFloat = 0.1
     """Standard deviation of the teacher's input noise, clipped at twice that."""
     passes: PositiveInt = 8
-    """T stochastic passes for the uncertainty (sec. 2.2)."""
+    """T stochastic passes for the uncertainty."""
     mask: bool = True
     """Off: every voxel counts (a third party saw no loss of accuracy)."""
 
@@ -68,18 +68,18 @@ class UAMT(Method):
         return ("student",)
 
     def step(self, batch: Batch, clock: Clock) -> Iterator[Objective]:
-        """Equations 1 to 4."""
+        """L = 0.5 (CE + Dice) + lambda(t) L_con, L_con the masked squared error."""
         c, progress = self.config, sigmoid_rampup(clock.iteration, self.config.ramp_share * clock.total)
         p_t = self._teach(batch.unlabelled)
         mu = torch.stack([self._teach(batch.unlabelled) for _ in range(c.passes)]).mean(0)
-        u = entropy(mu)  # (3)
+        u = entropy(mu)
         threshold = (0.75 + 0.25 * progress) * math.log(mu.shape[1])  # U_max = ln C
         sure = u < threshold if c.mask else torch.ones_like(u, dtype=torch.bool)
         z_l, z_u = batch.split(self.student(batch.images).float())
         terms = {
             "ce": cross_entropy(z_l, batch.label),
             "dice": dice_loss(z_l.softmax(1), batch.label),
-            "consistency": masked_mse(z_u.softmax(1), p_t, sure),  # (4)
+            "consistency": masked_mse(z_u.softmax(1), p_t, sure),
         }
         loss = c.supervised_weight * (terms["ce"] + terms["dice"]) + c.consistency * progress * terms["consistency"]
         yield Objective("student", loss, terms, {"sure": sure.float().mean()})

@@ -53,7 +53,9 @@ def mse(prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, ""]:
     """Squared error averaged over the voxels of `mask` ("b 1 x y z") and over the channels; 0 where the mask is empty.
 
-    UA-MT sec. 2.2: sum(m (p_s - p_t)^2) / (C sum(m)).
+    UA-MT: sum(m (p_s - p_t)^2) / (C sum(m)).
     """
     mask = mask.to(prediction.dtype)
-    return ((prediction - target).square() * mask).sum() / (prediction.shape[1] * mask.sum()).clamp(min=torch.finfo(mask.dtype).tiny)
+    return ((prediction - target).square() * mask).sum() / (prediction.shape[1] * mask.sum()).clamp(
+        min=torch.finfo(mask.dtype).tiny
+    )

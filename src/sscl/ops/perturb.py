@@ -12,7 +12,7 @@ def gaussian_noise(images: Tensor, sigma: float = 0.1, limit: float = 0.2) -> Te
 def copy_paste(images: Tensor, label: Tensor, share: float = 2 / 3) -> tuple[Tensor, Tensor]:
     """Each crop keeps its frame and gets the next one's contents in a random box of `share` of each side.
 
-    BCP's mixing of labelled with labelled crops (CVPR 2023, sec. 3.2). images "b c x y z", label "b x y z".
+    BCP's mixing of labelled with labelled crops (CVPR 2023). images "b c x y z", label "b x y z".
     """
     sizes = [round(share * n) for n in images.shape[2:]]
     starts = [int(torch.randint(0, n - size + 1, ())) for n, size in zip(images.shape[2:], sizes, strict=True)]

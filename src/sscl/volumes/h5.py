@@ -16,7 +16,9 @@ def read_h5(path: Path, dataset: str, spacing_mm: tuple[float, float, float] | N
         UserError: no spacing given, no such data set, damaged, or data that lie in another file.
     """
     if spacing_mm is None:
-        raise UserError(f"{path}: an h5 file holds no voxel spacing. Give --set spacing_if_missing_mm=X,Y,Z X,Y,Z in mm, or a preset.")
+        raise UserError(
+            f"{path}: an h5 file holds no voxel spacing. Give --set spacing_if_missing_mm=X,Y,Z X,Y,Z in mm, or a preset."
+        )
     try:
         with h5py.File(path, "r") as file:
             stored = file[dataset] if isinstance(file.get(dataset, getlink=True), h5py.HardLink) else None

@@ -1,0 +1,255 @@
+"""The command line: what is printed where, exit codes, messages without tracebacks; and the Python front door."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_set import Tiny
+
+from sscl import cli
+from sscl.core.interrupt import Interrupted
+from sscl.methods import METHODS
+from sscl.stages.model import export
+from sscl.stages.train import Cost
+
+COMMANDS = ["prepare", "train", "export", "info", "predict", "evaluate", "report", "demo", "doctor", "methods"]
+Streams = pytest.CaptureFixture[str]
+
+
+def run(capsys: Streams, *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# Help
+
+
+def test_help_lists_every_command_and_every_command_has_help(capsys: Streams) -> None:
+    code, out, err = run(capsys, "--help")
+    assert (code, err) == (0, "")
+    assert [name for name in COMMANDS if f" {name} " not in out] == []
+    for name in COMMANDS:
+        code, out, err = run(capsys, name, "--help")
+        assert (code, err) == (0, "")
+        assert f"Usage: sscl {name}" in out
+        assert "--no-" not in out
+
+
+def test_every_option_is_explained(capsys: Streams) -> None:
+    """In the table of a command's help, the text after an option's type is at least two words."""
+    for name in COMMANDS:
+        lines = run(capsys, name, "--help")[1].splitlines()
+        bare = [line for line in lines if "│" in line and line.strip("│ *").endswith(("STR", "INT", "PATH", "FLOAT"))]
+        assert bare == []
+        assert not any(line.strip("│ *").startswith("--") and " [default" in line[:34] for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [[sys.executable, "-m", "sscl.cli"], [Path(sys.executable).with_name("sscl")]])
+def test_both_ways_to_start(start: list[str], tmp_path: Path) -> None:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+    assert call("--version").stdout == "0.1.0\n"
+    wrong = call("trian")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "Did you mean" in wrong.stderr
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian", "x"], ['Unknown command "trian"', 'Did you mean "train"']),
+        (["train", "x", "--methd", "vnet"], ["--methd", "Did you mean --method"]),
+        (["predict", "x", "--larges-component"], ["--larges-component", "Did you mean --largest-component"]),
+        (
+            ["train", "DATASET", "-o", "run", "--method", "mean_techer"],
+            ["'mean_techer'", "Did you mean 'mean_teacher'"],
+        ),
+        (["train", "DATASET", "-o", "run", "--set", "lamb=1"], ["'lamb'", "Did you mean 'lam'"]),
+        (["train", "DATASET", "-o", "run", "--set", "lam"], ["--set lam: expected name=value"]),
+        (["train", "DATASET", "-o", "run", "--iterations", "many"], ["--iterations", "many"]),
+        (["train", "DATASET", "-o", "run", "--precision", "bf61"], ["--precision", "bf16"]),
+        (["train", "DATASET"], ["train needs -o RUN"]),
+        (["train"], ["train", "requires an argument"]),
+        (["prepare", "SOURCE", "-o", "out", "--preset", "la_quick"], ["'la_quick'", "Did you mean 'la-quick'"]),
+        (["prepare", "void", "-o", "out"], ["void"]),
+        (["train", "void", "-o", "run"], ["void does not exist", "sscl prepare"]),
+        (["train", "SOURCE", "-o", "run"], ["is not a prepared data set", "sscl prepare"]),
+        (["train", "DATASET", "-o", "SOURCE"], ["is not a run folder"]),
+        (["export", "DATASET", "-o", "model"], ["is not a run folder"]),
+        (["info", "void"], ["void is neither a run nor a model"]),
+        (["predict", "void", "scan.nii.gz", "-o", "out"], ["void is neither a run nor a model"]),
+        (["predict", "RUN", "scan.nii.gz", "-o", "out"], ["scan.nii.gz"]),
+        (["evaluate", "void", "SOURCE"], ["void"]),
+        (["report"], ["at least one run"]),
+    ],
+)
+def test_a_mistake_is_one_message_and_code_2(
+    arguments: list[str], words: list[str], tiny: Tiny, trained: Path, tmp_path: Path, monkeypatch: Any, capsys: Streams
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"DATASET": tiny.dataset, "SOURCE": tiny.source, "RUN": trained}
+    code, out, err = run(capsys, *(places.get(argument, argument) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert [word for word in words if word not in err] == []
+    assert "error: " in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (PermissionError(13, "Permission denied", "run"), 2, "error: run: Permission denied."),
+        (OSError(28, "No space left on device"), 2, "error: the system: No space left on device."),
+        (KeyboardInterrupt(), 130, ""),
+        (Interrupted(signal.SIGTERM, 7), 143, "stopped by SIGTERM after iteration 7; state saved. The same command"),
+        (Interrupted(signal.SIGINT, 7), 130, "stopped by SIGINT after iteration 7; state saved. The same command"),
+    ],
+)
+def test_what_is_no_mistake_of_the_program_has_no_traceback(
+    error: BaseException, code: int, message: str, monkeypatch: Any, capsys: Streams
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("sscl.stages.model.info", fail)
+    found, out, err = run(capsys, "info", "x")
+    assert (found, out) == (code, "")
+    assert err.startswith(message)
+    assert "Traceback" not in err
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch: Any, capsys: Streams) -> None:
+    monkeypatch.setattr("sscl.stages.model.info", lambda model: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(capsys, "info", "x")
+
+
+# What is printed
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(tiny: Tiny, tmp_path: Path, capsys: Streams) -> None:
+    options = ["--set", "width=2", "--threads", "1", "--device", "cpu", "--iterations", "4"]
+    code, out, err = run(capsys, "train", tiny.dataset, "-o", tmp_path / "run", *options)
+    assert code == 0
+    assert out == f"{tmp_path / 'run'}: 4 iterations of sscl. Next: sscl predict {tmp_path / 'run'} SCANS -o MASKS\n"
+    lines = err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["formal 2/4", "formal 3/4", "formal 4/4"]
+    assert all(" left, " in line and "student/loss " in line for line in lines)
+    assert "\x1b" not in out + err
+    assert "\r" not in out + err
+    code, out, err = run(capsys, "predict", tmp_path / "run", tiny.scan("t1"), "-o", tmp_path / "out", "--threads", "1")
+    assert (code, err) == (0, "1/1 t1\n")
+    assert out == f"{tmp_path / 'out'}: 1 masks. Next: sscl evaluate {tmp_path / 'out'} REFERENCE_MASKS\n"
+
+
+def test_a_long_run_prints_about_twenty_lines(capsys: Streams) -> None:
+    on_step = cli._plain_lines()
+    for iteration in range(1000):
+        on_step({"iteration": iteration, "phase": "formal", "student/loss": 0.5}, 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == cli.PLAIN_LINES
+    assert lines[-1] == "formal 1000/1000, 0 s left, student/loss 0.500"
+
+
+def test_methods_are_plain_lines(capsys: Streams) -> None:
+    code, out, err = run(capsys, "methods")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["method", *METHODS]
+    assert "V-Net, supervised: Milletari et al., 3DV" in out
+
+
+def test_doctor_says_what_will_run(capsys: Streams) -> None:
+    code, out, err = run(capsys, "doctor")
+    assert (code, err) == (0, "")
+    assert {"torch", "threads", "memory", "disk"} <= {line.split()[0] for line in out.splitlines()}
+    assert "will run" in out
+
+
+def test_info_shows_the_card(trained: Path, tmp_path: Path, capsys: Streams) -> None:
+    code, out, _ = run(capsys, "info", export(trained, tmp_path / "model"))
+    assert code == 0
+    assert "method: sscl\n" in out
+    assert "weights_sha256: " in out
+
+
+def test_a_dry_run_is_one_line(monkeypatch: Any, capsys: Streams) -> None:
+    monkeypatch.setattr("sscl.stages.train.dry_run", lambda *a, **k: Cost(1000, 0.36, 3 * 2**29, 5 * 2**20))
+    code, out, err = run(capsys, "train", "x", "--dry-run")
+    assert (code, out, err) == (0, "1000 iterations at 0.36 s: 6.0 min; memory 1.5 GiB; disk 5 MiB\n", "")
+
+
+def test_names_are_not_taken_for_markup(tmp_path: Path, capsys: Streams) -> None:
+    _, _, err = run(capsys, "info", tmp_path / "[bold]x[/bold]")
+    assert "[bold]x[/bold]" in err
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_does_not_stop_the_training(tiny: Tiny, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sscl.cli", "train", tiny.dataset, "-o", tmp_path / "run", "--iterations", "6"]
+    process = subprocess.Popen(
+        [*map(str, command), "--set", "width=2", "--threads", "1", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "run/checkpoints/00000006.json").exists()
+
+
+# From Python
+
+
+def test_the_front_door_opens_without_torch_and_in_any_order() -> None:
+    script = """
+import sys
+from sscl import evaluate, export, predict, prepare, report, train
+assert "torch" not in sys.modules
+import sscl, sscl.api
+from sscl.core.errors import UserError
+assert sorted(sscl.api.__all__) == ["evaluate", "export", "predict", "prepare", "report", "train"]
+for function in (report, sscl.report):  # the second time `sscl.report` has become the package of that name
+    try:
+        function([], "out.html")
+    except (TypeError, AttributeError, UserError) as error:
+        assert "not callable" not in str(error), error
+from sscl.report import html
+try:
+    train("void", "out")
+except AttributeError:
+    pass
+assert "torch" in sys.modules
+try:
+    sscl.trian
+except AttributeError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "module 'sscl' has no attribute 'trian'\n"
+
+
+def test_the_front_door_leads_to_the_stages(tiny: Tiny, tmp_path: Path) -> None:
+    import sscl.api
+
+    result = sscl.api.prepare(tiny.source, tiny.dataset, **prepared_with(tiny))
+    assert result.skipped
+    assert result.split.labelled == ("a1", "a2", "a3")
+
+
+def prepared_with(tiny: Tiny) -> dict[str, Any]:
+    from tiny_set import SETTINGS
+
+    return {"split_file": tiny.source / "split.json", "settings": SETTINGS}
