@@ -574,7 +574,7 @@ def test_h5_takes_its_spacing_from_the_caller(tmp_path):
     np.testing.assert_array_equal(scan.affine, np.diag([*SPACING, 1]))
     write_label(tmp_path / "m.nii.gz", label.array[0], scan)
     assert same_grid(read_label(tmp_path / "m.nii.gz"), scan)
-    with pytest.raises(UserError, match=r"mri_norm2\.h5.*--spacing.*preset"):
+    with pytest.raises(UserError, match=r"mri_norm2\.h5.*preset.*spacing_if_missing_mm"):
         read_image([path], 1)
 
 

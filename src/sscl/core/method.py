@@ -128,7 +128,7 @@ class Method(nn.Module, ABC):
     def tested(self) -> tuple[str, ...]:
         """Names of the submodules that `predict` uses: what a finished model consists of."""
 
-    def begin(self, phase: str) -> None:  # noqa: B027 - most methods have nothing to do here
+    def begin(self, phase: str) -> None:
         """Called once when a phase starts, before its first step: for instance teacher <- student."""
 
     def optimisers(self) -> Mapping[str, Optimiser]:

@@ -81,7 +81,7 @@ _KITS19 = Preset(
     iterations=34_000,
 )
 
-# Ours: the embedded virtual patients (phantom.py), coarse enough for minutes; the method settings are those of la-quick.
+# Ours: the embedded virtual patients (phantom.py), coarse enough for minutes; method settings as in la-quick.
 _DEMO = Preset(
     plan={
         "spacing_mm": (2.25, 2.25, 2.25),

@@ -1,4 +1,4 @@
-"""The loop: it alone zeroes, back-propagates, clips, steps, logs and guards against NaN; methods say what to minimise."""
+"""The loop: it alone zeroes, back-propagates, clips, steps, logs, guards against NaN. Methods say what to minimise."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -132,7 +132,7 @@ class Trainer:
         self._optimisers = {name: _optimiser(player, settings[name]) for name, player in self._players.items()}
 
     def _resume(self, steps: Iterator[Objective]) -> Objective | None:
-        """The next objective. A new autocast context each time: weights cached in low precision would outlive a step."""
+        """The next objective, in a new autocast context: weights cached in low precision would outlive a step."""
         with self._autocast():
             return next(steps, None)
 

@@ -1,6 +1,6 @@
 """The V-Net of the semi-supervised literature (UA-MT's slimmed form of Milletari et al., 3DV 2016).
 
-3x3x3 convolutions with batch norm, additive skips, no residuals. 9,448,866 parameters at width 16, 1 channel, 2 classes.
+3x3x3 convolutions, batch norm, additive skips, no residuals. 9,448,866 parameters at width 16, 1 channel, 2 classes.
 """
 
 from collections.abc import Sequence

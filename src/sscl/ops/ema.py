@@ -27,5 +27,5 @@ def copy_buffers(teacher: nn.Module, student: nn.Module) -> None:
 
 
 def ema_alpha(step: int, alpha: float, warmup: bool) -> float:
-    """min(1 - 1 / (step + 1), alpha) with warm-up: the teacher equals the student at step 0 and slows down from there."""
+    """min(1 - 1 / (step + 1), alpha) with warm-up: the teacher is the student at step 0 and slows down from there."""
     return min(1 - 1 / (step + 1), alpha) if warmup else alpha

@@ -17,7 +17,7 @@ def read_h5(path: Path, dataset: str, spacing_mm: tuple[float, float, float] | N
     """
     if spacing_mm is None:
         raise UserError(
-            f"{path}: an h5 file holds no voxel spacing. Give --set spacing_if_missing_mm=X,Y,Z X,Y,Z in mm, or a preset."
+            f"{path}: an h5 file holds no voxel size. Prepare with a preset or with --set spacing_if_missing_mm=X,Y,Z."
         )
     try:
         with h5py.File(path, "r") as file:
