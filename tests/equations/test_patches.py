@@ -174,9 +174,9 @@ def undone(patch: Array) -> Iterator[tuple[tuple[int, int | None], Array]]:
     [
         ((16, 16, 16), False, False, 1),
         ((16, 16, 16), True, False, 4),
-        ((16, 16, 16), False, True, 2),
-        ((16, 16, 16), True, True, 4),  # UA-MT's: every crop is mirrored, so 4 of the square's 8 symmetries
-        ((32, 16, 16), True, True, 4),
+        ((16, 16, 16), False, True, 3),
+        ((16, 16, 16), True, True, 8),  # all symmetries of the square; UA-MT's code knows the four mirrored ones only
+        ((32, 16, 16), True, True, 8),
         ((16, 32, 16), True, False, 4),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_crop_is_a_box_of_the_volume_turned_and_flipped(
         assert boxes, "no box of the volume"
         seen.add(tuple(boxes))
     assert len(seen) == kinds
-    assert {axis is not None for boxes in seen for _, axis in boxes} == {flip}  # mirrored every time or never
+    assert any((0, None) in boxes for boxes in seen)  # some crops are as the scan is at test time
 
 
 def test_ignored_voxels_stay_ignored_and_outside_is_background() -> None:

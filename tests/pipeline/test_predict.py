@@ -136,17 +136,15 @@ def test_small_oblique_scans_of_another_spacing(shape: tuple[int, ...], trained:
     np.testing.assert_allclose(maps.sum(0), 1, atol=2e-3)
 
 
-def test_largest_component(trained: Path, tiny: Tiny, predicted: Path, tmp_path: Path) -> None:
-    from scipy import ndimage
-
-    run_predict(trained, [tiny.dataset], tmp_path, largest_component=True)
-    for case in TEST:
-        whole, kept = mask(predicted / f"{case}.nii.gz"), mask(tmp_path / f"{case}.nii.gz")
-        parts, count = ndimage.label(whole, np.ones((3, 3, 3)))
-        assert count > 1
-        sizes = [(parts == part).sum() for part in range(1, count + 1)]
-        assert kept.sum() == max(sizes)
-        assert (whole[kept > 0] == 1).all()
+def test_largest_component_when_asked(trained: Path, tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
+    planted = torch.zeros(2, 24, 24, 20)
+    planted[0] = 0.5
+    planted[1, 2:5, 2:5, 2:5] = planted[1, 10:12, 10:12, 10:12] = 0.6
+    monkeypatch.setattr("sscl.stages.predict.sliding_window", lambda *arguments, **options: planted)
+    (path,) = run_predict(trained, [tiny.scan("t1")], tmp_path / "all")
+    assert mask(path).sum() == 27 + 8
+    (path,) = run_predict(trained, [tiny.scan("t1")], tmp_path / "largest", largest_component=True)
+    assert mask(path).sum() == mask(path)[2:5, 2:5, 2:5].sum() == 27
 
 
 def test_largest_component_of_each_class_by_hand() -> None:

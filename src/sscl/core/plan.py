@@ -43,7 +43,7 @@ class Plan(Config):
     rotate: bool = True
     """Random quarter turns in the x-y plane, where patch and spacing are equal in x and y."""
     flip: bool = True
-    """Random mirroring along x or y."""
+    """Mirror half of the crops along x or y."""
     foreground_share: float = Field(default=0.0, ge=0, le=1)
     """Part of the labelled crops that is centred on a random foreground voxel; the others lie anywhere."""
     spacing_if_missing_mm: Spacing | None = None

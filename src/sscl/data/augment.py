@@ -1,4 +1,4 @@
-"""Random crops, quarter turns and flips: the same for all methods (UA-MT's RandomCrop and RandomRotFlip)."""
+"""Random crops, quarter turns and flips: the same for all methods."""
 
 import numpy as np
 from numpy.typing import NDArray

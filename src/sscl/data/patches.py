@@ -14,6 +14,10 @@ from sscl.data.augment import crop, random_start, start_around, turn_and_flip
 from sscl.data.store import CaseStore
 
 LABELLED, UNLABELLED = 1, 2
+FLIPS = (None, None, 0, 1)
+"""Half of the crops are mirrored. UA-MT's RandomRotFlip mirrors all of them, so that its network never sees a crop the
+way scans are at test time: 8 Dice worse with 8 masks (docs/decisions/0007-half-of-the-crops-are-mirrored.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class PatchLoader:
         case = cases[self._order(stream, epoch)[position]]
         rng = np.random.default_rng((self._seed, stream, k))
         turns = int(rng.integers(0, 4)) if self._plan.rotate else 0
-        flip_axis = int(rng.integers(0, 2)) if self._plan.flip else None
+        flip_axis = FLIPS[int(rng.integers(0, 4))] if self._plan.flip else None
         x, y, z = self._plan.patch
         size = (y, x, z) if turns % 2 else (x, y, z)
         image = self._store.image(case)
