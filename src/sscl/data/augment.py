@@ -3,10 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from sscl.data.store import Stored
+
 Size = tuple[int, int, int]
 
 
-def crop(array: NDArray[np.generic], start: Size, size: Size) -> NDArray[np.generic]:
+def crop(array: Stored, start: Size, size: Size) -> NDArray[np.generic]:
     """A box of the last three axes; what lies outside the volume is zero (the mean of a z-scored image, background).
 
     `array` may be anything that slices to numpy, so that a crop from disk reads its own blocks only.

@@ -19,6 +19,7 @@ from sscl.core.errors import UserError, unknown
 from sscl.core.files import sha256, write_json, write_text
 from sscl.core.plan import Plan, Spacing
 from sscl.metrics import table
+from sscl.stages.dataset import is_dataset
 from sscl.volumes.files import case_stem, is_volume, read_label
 from sscl.volumes.geometry import same_grid
 from sscl.volumes.volume import Volume
@@ -74,7 +75,7 @@ def evaluate(
     _refuse_foreign(out)
     due = _read_reference(reference, split)
     predicted = _predicted(prediction, due, reference)
-    if _is_dataset(reference) and split == "test":
+    if is_dataset(reference) and split == "test":
         _log_opening(reference, prediction, due)
     spacing_mm = spacing_mm or due.spacing_if_missing_mm
     labels = due.labels or _stage_labels(prediction) or _labels_in(due, spacing_mm)
@@ -123,12 +124,8 @@ def _refuse_foreign(out: Path) -> None:
         raise UserError(f"{out}: the folder of another stage; its stage.json would be lost. Choose another folder.")
 
 
-def _is_dataset(reference: Path) -> bool:
-    return (reference / "dataset.json").is_file() and (reference / "split.json").is_file()
-
-
 def _read_reference(reference: Path, split: str) -> _Reference:
-    if _is_dataset(reference):
+    if is_dataset(reference):
         return _from_dataset(reference, split)
     masks = _masks_in(reference)
     if not masks:
