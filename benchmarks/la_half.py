@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sscl.report.statistics import paired_difference
+from sscl.report.tables import dice_by_case, read_scores
 
 SEEDS = range(5)
 HELD_OUT = ("--development", "51:60", "--test", "61:80")
@@ -35,8 +36,8 @@ def run(out: Path, method: str, labelled: str, seed: int) -> None:
 
 
 def dice(folder: Path) -> dict[str, float]:
-    with (folder / "predictions" / "scores" / "scores.csv").open() as file:
-        return {row["case"]: float(row["dice"]) for row in csv.DictReader(file)}
+    scores = folder / "predictions" / "scores" / "scores.csv"
+    return dice_by_case(read_scores(scores.read_text(encoding="utf-8"), str(scores)))
 
 
 def main(out: Path) -> None:

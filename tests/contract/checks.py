@@ -8,8 +8,10 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +19,9 @@ from sscl.core.batch import Batch, Clock
 from sscl.core.config import Config
 from sscl.core.errors import UserError
 from sscl.core.method import Method, Phase
-from sscl.core.plan import IGNORE
-from sscl.data.patches import Loaded
+from sscl.core.plan import IGNORE, Plan
+from sscl.data.patches import Loaded, PatchLoader
+from sscl.data.store import CaseStore
 from sscl.engine.train import Span, Trainer, timeline
 
 SIZE, CLASSES, WIDTH = (32, 32, 16), 3, 2
@@ -166,13 +169,36 @@ def _steps_seeded(method: Method, batch: Batch, phase: Phase) -> list[Any]:
     return list(method.step(batch, late(phase)))
 
 
-def check_no_leak(cls: Cls, config: Any) -> None:
-    """A batch has no place for an unlabelled case's label: one label a labelled image, and no field for more."""
-    assert {field.name for field in fields(Batch)} == {"labelled", "label", "unlabelled", "targets"}
-    for span in timeline(cls.phases(config), two_steps_a_phase(cls, config)):
-        batch = load(span, 0).batch
-        assert (len(batch.label), len(batch.unlabelled)) == span.phase.batch
-        assert cls.needs.targets or not batch.targets
+class ClosedMasks(CaseStore):
+    """Noise for every case, and a mask of the labelled ones only."""
+
+    labelled, unlabelled = ("a", "b"), ("u", "v", "w")
+
+    def image(self, case_id: str) -> Any:
+        return np.random.default_rng(ord(case_id)).normal(size=(1, *SIZE)).astype(np.float16)
+
+    def label(self, case_id: str) -> Any:
+        assert case_id in self.labelled, f"the mask of the unlabelled case {case_id} was opened"
+        return (self.image(case_id)[0] > 0).astype(np.int8)
+
+
+def check_no_leak(cls: Cls, config: Any, loader: type[PatchLoader] = PatchLoader) -> None:
+    """A run over all phases, fed as in training, opens no mask of an unlabelled case, and a batch has no place for one:
+    one label a labelled image, and no field for more.
+    """
+    store = ClosedMasks(Path("nowhere"))
+    plan = Plan(channels=("MRI",), labels=("0", "1", "2"), spacing_mm=(1, 1, 1), patch=SIZE, stride=SIZE)
+    patches = loader(store, store.labelled, store.unlabelled, plan, 0)
+
+    def feed(span: Span, iteration: int) -> Loaded:
+        loaded = patches.load(span.draw(iteration))
+        labelled, unlabelled = span.phase.batch
+        assert {field.name for field in fields(loaded.batch)} == {"labelled", "label", "unlabelled"}
+        assert (len(loaded.batch.label), len(loaded.batch.unlabelled)) == (labelled, unlabelled)
+        assert set(loaded.cases[labelled:]) <= set(store.unlabelled)
+        return loaded
+
+    trainer_of(cls, config, two_steps_a_phase(cls, config)).run(feed, lambda log: True)
 
 
 def check_teachers(cls: Cls, config: Any, averages: tuple[Average, ...] | None = None) -> None:

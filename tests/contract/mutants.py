@@ -1,6 +1,6 @@
 """Small faults, one each, that a method can have and still train, log falling losses and look well."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from sscl.core.batch import Batch, Clock
 from sscl.core.method import Objective
+from sscl.core.plan import Plan
+from sscl.data.patches import Draw, Loaded, PatchLoader
+from sscl.data.store import CaseStore
 from sscl.methods.mean_teacher import MeanTeacher, MeanTeacherConfig
 from sscl.methods.sscl import SSCL
 from sscl.methods.ua_mt import UAMT
@@ -162,6 +165,25 @@ class TestsTheTeacher(MeanTeacher):
 
     def predict(self, images: Tensor) -> Tensor:
         return self.teacher(images).softmax(1)
+
+
+class AllAreLabelled(PatchLoader):
+    """The lists are mixed up where the loader is made: masks that exist but were not to be used are learned from."""
+
+    def __init__(
+        self, store: CaseStore, labelled: Sequence[str], unlabelled: Sequence[str], plan: Plan, seed: int
+    ) -> None:
+        super().__init__(store, (*labelled, *unlabelled), unlabelled, plan, seed)
+
+
+class MaskBesideEveryScan(PatchLoader):
+    """Whoever cuts a crop reads the mask with it, and then throws it away."""
+
+    def load(self, draw: Draw) -> Loaded:
+        loaded = super().load(draw)
+        for case in loaded.cases:
+            self.store.label(case)
+        return loaded
 
 
 class NamesTooMuch(SSCL):

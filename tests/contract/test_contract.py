@@ -41,7 +41,10 @@ VALUES: dict[str, Any] = {
 }
 
 # Fields that act only where another one says so.
-UNDER: dict[str, dict[str, Any]] = {"optimiser.schedule.every": {"optimiser.schedule.kind": "step"}}
+UNDER: dict[str, dict[str, Any]] = {
+    "optimiser.schedule.every": {"optimiser.schedule.kind": "step"},
+    "teacher_buffers": {"teacher_eval": True},
+}
 
 DEFAULT = [pytest.param(name, {}, id=name) for name in METHODS]
 ALL = [*DEFAULT] + [
@@ -66,7 +69,7 @@ def test_labels_meet_labelled_images_only(name: str, settings: dict[str, Any]) -
 @pytest.mark.parametrize(("name", "settings"), DEFAULT)
 def test_labels_of_unlabelled_cases_are_not_reachable(name: str, settings: dict[str, Any]) -> None:
     cls = method_class(name)
-    checks.check_no_leak(cls, configured(cls, **settings))
+    checks.check_no_leak(cls, configured(cls, **{**SHORT.get(name, {}), **settings}))
 
 
 @pytest.mark.parametrize(("name", "settings"), ALL)
@@ -106,6 +109,21 @@ def test_no_setting_is_ignored(name: str) -> None:
         base = checks.with_settings(short, UNDER.get(path, {}))
         value = VALUES[path] if path in VALUES else checks.another(base, path)
         checks.check_field(cls, base, path, value, lambda config: _reference(cls, config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_said_to_be_without_effect_are_without(name: str) -> None:
+    """With what a setting needs turned off, its other value changes nothing that a run leaves behind."""
+    cls = method_class(name)
+    short = configured(cls, **SHORT.get(name, {}))
+    pairs = {(path, other) for path, needs in cls.Config.acts_with.items() for other in needs}
+    pairs.discard(("teacher_buffers", "teacher_eval"))  # copied into the teacher's state, where nothing reads them
+    for path, other in sorted(pairs):
+        base = checks.with_settings(short, {other: 0.0 if other == "pretrain_share" else False})
+        value = VALUES[path] if path in VALUES else checks.another(base, path)
+        with pytest.raises(AssertionError, match="changes nothing"):
+            checks.check_field(cls, base, path, value, lambda config: _reference(cls, config))
 
 
 def test_the_tables_of_fields_name_no_field_that_is_gone() -> None:

@@ -7,6 +7,9 @@ import mutants
 import pytest
 from checks import Cls, configured
 
+from sscl.data.patches import PatchLoader
+from sscl.methods.mean_teacher import MeanTeacher
+
 
 @pytest.mark.parametrize(
     ("cls", "check", "settings", "reason"),
@@ -31,6 +34,12 @@ from checks import Cls, configured
 def test_a_planted_fault_is_found(cls: Cls, check: Any, settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
         check(cls, configured(cls, **settings))
+
+
+@pytest.mark.parametrize("loader", [mutants.AllAreLabelled, mutants.MaskBesideEveryScan])
+def test_an_opened_mask_is_found(loader: type[PatchLoader]) -> None:
+    with pytest.raises(AssertionError, match=r"the mask of the unlabelled case [uvw] was opened"):
+        checks.check_no_leak(MeanTeacher, configured(MeanTeacher), loader)
 
 
 def test_a_setting_that_nobody_reads_is_found() -> None:

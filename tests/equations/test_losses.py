@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sscl.core.plan import IGNORE
 from sscl.ops.ema import ema_, ema_alpha
-from sscl.ops.losses import cross_entropy, dice_ce, dice_loss, masked_mse, mse
+from sscl.ops.losses import cross_entropy, dice_ce, dice_loss, dice_loss_all_classes, masked_mse, mse
 from sscl.ops.perturb import copy_paste, gaussian_noise
 from sscl.ops.pseudo import confident_labels, foreground_labels
 from sscl.ops.ramps import sigmoid_rampup
@@ -39,7 +39,7 @@ class TestDice:
 
     def test_all_classes_with_plain_denominators(self) -> None:
         foreground, background = 2 * 0.8 / (1.2 + 1), 2 * 0.6 / (0.8 + 1)
-        assert dice_loss(self.p, self.y, all_classes=True).item() == near(1 - (foreground + background) / 2)
+        assert dice_loss_all_classes(self.p, self.y).item() == near(1 - (foreground + background) / 2)
 
     def test_smoothing_above_and_below(self) -> None:
         p, y = voxels([[1.0, 0.0]]), labels([0])
@@ -54,8 +54,8 @@ class TestDice:
     def test_ignored_voxels_count_on_neither_side(self) -> None:
         p = voxels([[0.2, 0.8], [0.6, 0.4], [0.1, 0.9]])
         y = labels([1, 0, IGNORE])
-        for form in (False, True):
-            assert dice_loss(p, y, form).item() == dice_loss(self.p, self.y, form).item()
+        for dice in (dice_loss, dice_loss_all_classes):
+            assert dice(p, y).item() == dice(self.p, self.y).item()
 
     def test_one_sum_over_the_sub_batch(self) -> None:
         p, y = voxels([[0.0, 1.0]], [[0.5, 0.5]]), labels([1], [1])
@@ -83,6 +83,9 @@ class TestCrossEntropy:
     def test_dice_ce_is_their_plain_sum_in_float32(self) -> None:
         expected = 1 - 2 * 0.75 / (0.75**2 + 0.25 + 1) + (-math.log(0.75) - math.log(0.5)) / 2
         assert dice_ce(self.z, labels([1, 0])).item() == near(expected)
+        foreground, background = 2 * 0.75 / (1.25 + 1), 2 * 0.5 / (0.75 + 1)
+        both = 1 - (foreground + background) / 2 + (-math.log(0.75) - math.log(0.5)) / 2
+        assert dice_ce(self.z, labels([1, 0]), dice_loss_all_classes).item() == near(both)
         low = self.z.bfloat16()
         assert dice_ce(low, labels([1, 0])).dtype == torch.float32
 

@@ -199,6 +199,22 @@ def test_a_crop_is_a_box_of_the_volume_turned_and_flipped(
     assert any((0, None) in boxes for boxes in seen)  # some crops are as the scan is at test time
 
 
+def test_voxels_that_are_not_square_make_half_turns_only() -> None:
+    """A quarter turn would lay their long side along the short one: anatomy that no scan shows."""
+    shape, whole = (40, 36, 20), codes((40, 36, 20))[0]
+    for spacing, kinds in (((1.0, 1.2, 1.0), {0, 2}), ((1.0, 1.00001, 3.0), {0, 1, 2, 3})):
+        a_plan = plan((16, 32, 16), spacing_mm=spacing, flip=False)
+        cuts = loader(Memory(shape), a_plan).load(Draw(range(0), range(40))).batch.unlabelled.numpy()[:, 0]
+        seen = set()
+        for cut in cuts:
+            for (turns, flip_axis), box in undone(cut):
+                x, y, z = np.unravel_index(int(box[0, 0, 0]) - 1, shape)
+                a, b, c = box.shape
+                if flip_axis is None and np.array_equal(whole[x : x + a, y : y + b, z : z + c], box):
+                    seen.add(turns)
+        assert seen == kinds
+
+
 def test_ignored_voxels_stay_ignored_and_outside_is_background() -> None:
     class Partly(Memory):
         def label(self, case_id: str) -> Array:

@@ -142,6 +142,18 @@ def test_labels_of_the_prediction_name_the_classes(folders):
     ]
 
 
+@pytest.mark.parametrize("name", ["prediction/stage.json", "prediction/scores/stage.json", "dataset.json"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_damaged_json_is_named(folders, name, content):
+    prediction, reference = folders
+    reference = reference.rename(reference.parent / "labelsTr")
+    path = reference.parent / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{path.name}: is not"):
+        evaluate(prediction, reference)
+
+
 def test_the_predictions_own_stage_is_not_overwritten(folders):
     prediction, reference = folders
     (prediction / "stage.json").write_text('{"stage": "predict"}')

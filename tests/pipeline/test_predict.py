@@ -22,7 +22,7 @@ from tiny_set import TEST, Tiny, ball, save_nifti
 from sscl.core.errors import UserError
 from sscl.core.files import sha256
 from sscl.engine import checkpoint
-from sscl.engine.run import read_recipe
+from sscl.engine.run import read_recipe, write_recipe
 from sscl.stages.model import export, info, load_model
 from sscl.stages.predict import predict
 
@@ -197,6 +197,34 @@ def test_finished_cases_are_skipped_and_damaged_ones_made_again(
     assert (out / "t2.npz").exists()
 
 
+def test_another_scan_of_the_same_name_is_predicted_anew(trained: Path, tiny: Tiny, tmp_path: Path) -> None:
+    one, two = (save_nifti(tmp_path / f"{name}/a.nii.gz", ball((16, 16, 16), name)[0]) for name in (3, 4))
+    (path,) = run_predict(trained, [one], tmp_path / "out", probabilities=True)
+    first = mask(path)
+    run_predict(trained, [two], tmp_path / "out")
+    (expected,) = run_predict(trained, [two], tmp_path / "fresh")
+    np.testing.assert_array_equal(mask(path), mask(expected))
+    assert (mask(path) != first).any()
+    assert not path.with_name("a.npz").exists()  # of the scan before
+    stage = json.loads((tmp_path / "out/stage.json").read_text())
+    assert stage["inputs"] == {"a": [sha256(two)]}
+    assert stage["cases"] == {"a": sha256(path)}
+
+
+def test_a_scan_that_fails_does_not_leave_the_mask_of_another(trained: Path, tmp_path: Path) -> None:
+    scan = save_nifti(tmp_path / "a.nii.gz", ball((16, 16, 16), 3)[0])
+    (path,) = run_predict(trained, [scan], tmp_path / "out")
+    scan.write_bytes(b"no scan")
+    refused("1 of 1 scans were not predicted", trained, [scan], tmp_path / "out")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_stage_file_is_named(text: str, trained: Path, tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "stage.json").write_text(text)
+    refused(r"stage\.json: is not", trained, [tiny.scan("t1")], tmp_path)
+
+
 def test_killed_during_the_first_case_the_folder_is_still_its_own(
     trained: Path, tiny: Tiny, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -367,7 +395,7 @@ def test_damaged_or_foreign_models_are_refused(exported: Path, train_tiny: Train
     for number, text in enumerate(("{", "[]", '{"format": 1}')):
         model = changed(exported, tmp_path / f"card{number}")
         (model / "model.json").write_text(text)
-        check(r"model\.json: not ", model)
+        check(r"model\.json: is not ", model)
     check("neither a run nor a model", tmp_path)
 
 
@@ -386,6 +414,39 @@ def test_what_cannot_be_exported(trained: Path, tiny: Tiny, train_tiny: Train, t
     check("is not a model folder", trained, trained)
     with pytest.raises(UserError, match="is a run"):
         info(trained)
+
+
+def test_a_loaded_model_holds_what_it_needs_and_no_more(
+    exported: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, from a run and from an export, whose weights file is read once."""
+    expected = load_file(exported / "weights.safetensors").keys()
+    assert any(name.startswith("reconstructor.encoder.") for name in expected)
+    read: list[Path] = []
+
+    def counted(path: Path) -> dict[str, torch.Tensor]:
+        read.append(path)
+        return load_file(path)
+
+    monkeypatch.setattr("sscl.stages.model.load_file", counted)
+    for place in (trained, exported):
+        assert load_model(place, torch.device("cpu")).method.state_dict().keys() == expected
+    assert read == [exported / "weights.safetensors"]
+
+
+def test_an_unfinished_run_warns_wherever_it_goes(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    write_recipe(run, read_recipe(run).model_copy(update={"iterations": 9}))
+    model = export(run, tmp_path / "model")
+    assert caplog.messages == [f"{run} is not finished: iteration 6 of 9"]
+    caplog.clear()
+    load_model(model, torch.device("cpu"))
+    assert caplog.messages == [f"{model} is not finished: iteration 6 of 9"]
+    caplog.clear()
+    load_model(export(trained, tmp_path / "finished"), torch.device("cpu"))
+    assert caplog.messages == []
 
 
 @pytest.mark.slow

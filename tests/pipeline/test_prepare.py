@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from sscl.data.planning import Fingerprint, make_plan, plan_patch
 from sscl.data.presets import PRESETS
 from sscl.data.split import read_lists, split_from_lists, split_from_options
 from sscl.stages.dataset import open_dataset
+from sscl.stages.evaluate import evaluate
 from sscl.stages.prepare import prepare
 
 SHAPE = (12, 10, 8)
@@ -232,6 +234,95 @@ def test_la_benchmark_test_list_is_held_out(tmp_path: Path) -> None:
 
 def test_files_without_voxel_size_need_one(tmp_path: Path) -> None:
     refused("mri_norm2.h5.*spacing", la_benchmark(tmp_path / "src", 2))
+
+
+def test_an_assumed_voxel_size_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = la_benchmark(tmp_path / "src", 2)
+    with caplog.at_level(logging.INFO, "sscl"):
+        prepare(source, tmp_path / "preset", preset="la-quick")
+        prepare(source, tmp_path / "own", preset="la-quick", settings={"spacing_if_missing_mm": (1, 1, 2)})
+        prepare(nnunet(tmp_path / "nifti"), tmp_path / "nifti_out", preset="la-quick")
+    told = [record.message for record in caplog.records if "voxel size" in record.message]
+    assert told == [
+        "mri_norm2.h5 holds no voxel size: taken as 1.25 x 1.25 x 1.25 mm (preset la-quick)",
+        "mri_norm2.h5 holds no voxel size: taken as 1 x 1 x 2 mm (--set spacing_if_missing_mm)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape", "words"),
+    [
+        ("la-quick", (122, 71, 4), None),
+        ("la-quick", (100, 131, 4), "100 x 131 .*more than 130.*full resolution.*missing_mm=0.625,0.625,0.625"),
+        ("la", (111, 90, 4), "111 x 90 .*fewer than 112.*half resolution.*missing_mm=1.25,1.25,1.25"),
+        ("la", (112, 90, 4), None),
+    ],
+)
+def test_a_voxel_size_that_the_files_belie(
+    tmp_path: Path, preset: str, shape: tuple[int, int, int], words: str | None
+) -> None:
+    source = la_benchmark(tmp_path / "src", 2)
+    for file in source.rglob("*.h5"):
+        with h5py.File(file, "w") as made:
+            made["image"] = np.random.default_rng(len(str(file))).normal(size=shape).astype(np.float32)
+            made["label"] = np.indices(shape)[0].astype(np.uint8) % 2
+    warnings = [text for text in prepare(source, tmp_path / "out", preset=preset).warnings if "resolution" in text]
+    assert len(warnings) == (1 if words else 0)
+    assert not words or re.search(f"mri_norm2.h5: {words}", warnings[0])
+    own = prepare(source, tmp_path / "own", preset=preset, settings={"spacing_if_missing_mm": (1, 1, 1)})
+    assert not [text for text in own.warnings if "resolution" in text]
+
+
+def test_the_mask_beside_an_unlabelled_scan_is_not_even_hashed(tmp_path: Path) -> None:
+    """Another mask in the same file changes nothing; another image does, and so does a labelled case's mask."""
+    source, out = la_benchmark(tmp_path / "src", 3, order=[0, 1, 2]), tmp_path / "out"
+
+    def change(case: str, part: str, array: NDArray[Any]) -> None:
+        with h5py.File(source / f"2018LA_Seg_Training Set/{case}/mri_norm2.h5", "a") as file:
+            del file[part]
+            file[part] = array
+
+    prepare(source, out, preset="la-quick", labelled=1)
+    inputs = json.loads((out / "stage.json").read_text())["inputs"]
+    assert sorted(name.rsplit("/", 1)[-1] for name in inputs) == [
+        *["mri_norm2.h5:image"] * 3,
+        "mri_norm2.h5:label",
+        "train.list",
+    ]
+    change("P01", "label", mask(1) * 0)
+    assert prepare(source, out, preset="la-quick", labelled=1).skipped
+    change("P00", "label", mask(1))
+    with pytest.raises(UserError, match="other files"):
+        prepare(source, out, preset="la-quick", labelled=1)
+    change("P00", "label", mask(0))
+    change("P01", "image", scan(7).astype(np.float32))
+    with pytest.raises(UserError, match="other files"):
+        prepare(source, out, preset="la-quick", labelled=1)
+
+
+def test_a_copy_is_found_beside_whatever_mask(tmp_path: Path) -> None:
+    source = la_benchmark(tmp_path / "src", 3)
+    with h5py.File(source / "2018LA_Seg_Training Set/P02/mri_norm2.h5", "a") as file:
+        file["image"][:] = scan(0)
+    refused("P02.*identical to case 'P00'.*leak", source, preset="la-quick", labelled=1)
+
+
+def test_kits19_counts_the_tumour_as_kidney(tmp_path: Path) -> None:
+    """Evaluation reads the reference masks through the same map."""
+    source = nnunet(tmp_path / "src", classes=2)
+    settings = {"spacing_mm": (1, 1, 1)}
+    plan = prepare(source, tmp_path / "out", preset="kits19", settings=settings).plan
+    assert plan.labels == ("background", "kidney")
+    np.testing.assert_array_equal(stored(tmp_path / "out")["c1.label"], np.minimum(mask(1, 2), 1))
+    facts = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert (facts["labels"], facts["label_map"]) == (["background", "kidney"], {"2": 1})
+    for case in ("c0", "c1"):
+        put(tmp_path / f"predicted/{case}.nii.gz", np.minimum(mask(int(case[1]), 2), 1))
+    scores = evaluate(tmp_path / "predicted", tmp_path / "out", split="labelled").scores
+    assert [score.values["dice"] for score in scores if score.case in ("c0", "c1")] == [1, 1]
+    settings["labels"] = ("background", "kidney", "tumour")  # both, as the user wants
+    prepare(source, tmp_path / "apart", preset="kits19", settings=settings)
+    np.testing.assert_array_equal(stored(tmp_path / "apart")["c1.label"], mask(1, 2))
 
 
 def test_la_challenge_255_is_the_atrium(tmp_path: Path) -> None:
@@ -573,6 +664,7 @@ def test_plan_from_labelled_cases() -> None:
     assert plan.patch == (32, 32, 16)
     assert plan.stride == (16, 16, 8)
     assert plan.intensity.window is None
+    assert plan.foreground_share == pytest.approx(1 / 3)
     plan = make_plan(["ct"], ["background", "a"], None, [case((30, 30, 20), (1, 1, 1), *range(201))], {}, 10)
     assert plan.intensity.window == (1, 199)
 
@@ -588,11 +680,16 @@ def test_every_value_can_be_set(tmp_path: Path) -> None:
     assert plan.spacing_mm == (1, 1, 2)
     assert not plan.flip
     assert not plan.rotate
+    assert plan.foreground_share == 0  # the preset's, as its protocol has it
     plan = prepare(source, tmp_path / "auto", settings={"patch": (32, 16, 64)}).plan
     assert plan.stride == (16, 8, 32)
+    assert plan.foreground_share == pytest.approx(1 / 3)  # a patch of one's own does not change where organs lie
+    assert prepare(source, tmp_path / "none", settings={"foreground_share": 0.0}).plan.foreground_share == 0
     refused("setting 'strid'.*Did you mean 'stride'", source, settings={"strid": (1, 1, 1)})
     refused("patch.*divisible by 16", source, settings={"patch": (40, 40, 40)})
     refused("patch.*divisible by 16", source, settings={"patch": 48})
+    refused("plan: spacing_mm = 'abc'", source, settings={"spacing_mm": "abc"})
+    refused("plan: memory_gb = 'lots'", source, settings={"memory_gb": "lots"})
     refused("stride.*longer than the patch", source, settings={"patch": (32, 32, 32), "stride": (33, 16, 16)})
     refused("plan: spacing_mm", source, settings={"spacing_mm": (0, 1, 1), "patch": (32, 32, 32)})
     refused("preset 'la-quik' is unknown. Did you mean 'la-quick'", source, preset="la-quik")
@@ -603,6 +700,7 @@ def test_presets_make_plans(name: str) -> None:
     cases = [case((100, 100, 60), (1, 1, 1), 1, 2, 3)]
     plan = make_plan(["CT"], ["background", "a"], None, cases, PRESETS[name].plan, 10)
     assert all(size % 16 == 0 for size in plan.patch)
+    assert plan.foreground_share == 0
 
 
 def test_plan_looks_at_labelled_cases_only(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import re
 from html.parser import HTMLParser
 
@@ -255,6 +256,52 @@ def test_same_recipe_and_seed_count_once(dataset, tmp_path):
     text = Elements(page_of([first, again], tmp_path)).text
     assert "again: same recipe and seed as another run" in text
     assert "Comparison" not in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_damaged_json_is_named(content, dataset, tmp_path):
+    run = make_run(tmp_path / "run", dataset, shifts={"plain": 1, EVIL: 0})
+    (run / "predictions/scores/stage.json").write_text(content)
+    with pytest.raises(UserError, match=r"stage\.json: is not"):
+        report([run], tmp_path / "report.html")
+
+
+def test_demo_counts_an_organ_that_is_rightly_absent_as_found(tmp_path, monkeypatch):
+    """As the report does: Dice is not applicable where both masks are empty."""
+    from sscl.studies import demo as study
+
+    like, empty = Volume(np.zeros((1, *SHAPE), np.float32), np.eye(4)), np.zeros(SHAPE, np.uint8)
+    truths = {"absent": empty, "there": cube()}
+    (tmp_path / "scans/test_masks").mkdir(parents=True)
+    for case, truth in truths.items():
+        write_label(tmp_path / f"scans/test_masks/{case}.nii.gz", truth, like)
+
+    def predict(run, inputs, out):
+        out.mkdir(parents=True)
+        for case, answer in {"absent": empty, "there": cube(1)}.items():
+            write_label(out / f"{case}.nii.gz", answer, like)
+        (out / "stage.json").write_text('{"stage": "predict", "labels": ["background", "organ"]}')
+
+    for name in ("write_phantom", "prepare", "train", "report"):
+        monkeypatch.setattr(study, name, lambda *arguments, **options: None)
+    monkeypatch.setattr(study, "_iterations", lambda *arguments: 2)
+    monkeypatch.setattr(study, "predict", predict)
+    table = study.demo(tmp_path, minutes=1, seed=0).table
+    assert table[1:] == [
+        ["absent", "1.000", "1.000"],
+        ["there", "0.750", "0.750"],
+        ["mean Dice", "0.875", "0.875"],
+    ]
+
+
+def test_a_begun_demo_says_that_it_is_not_timed_again(dataset, tmp_path, monkeypatch, caplog):
+    from sscl.studies import demo as study
+
+    make_run(tmp_path / "vnet", dataset, method="vnet")
+    monkeypatch.setattr(study, "dry_run", lambda *arguments, **options: pytest.fail("timed again"))
+    with caplog.at_level(logging.INFO, "sscl"):
+        assert study._iterations(tmp_path, dataset, 9) == 4
+    assert caplog.messages == ["the demo was begun with 4 iterations; --minutes is not timed again"]
 
 
 @pytest.mark.parametrize("case", ["no run", "twice", "not a run", "out is a folder"])

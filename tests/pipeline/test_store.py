@@ -1,14 +1,19 @@
 """The case store: what goes in comes out, whole or in crops, from memory or disk."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sscl.core.errors import UserError
+from sscl.core.plan import Plan
+from sscl.data.patches import Draw, Loaded, PatchLoader
 from sscl.data.store import CaseStore, write_case
+from sscl.data.workers import _Draws, batches_ahead
 
 IMAGE = np.random.default_rng(0).normal(size=(2, 50, 37, 33)).astype(np.float32)
+ONE = Draw(range(1), range(0))
 LABEL = np.random.default_rng(1).integers(-1, 3, (50, 37, 33)).astype(np.int8)
 
 
@@ -35,6 +40,41 @@ def test_memory_is_used_up_to_its_limit(folder: Path) -> None:
     store = CaseStore(folder, memory_bytes=IMAGE.size * 2)
     assert isinstance(store.image("a"), np.ndarray)
     assert not isinstance(store.label("a"), np.ndarray)
+
+
+def test_memory_is_shared_out_among_processes(folder: Path) -> None:
+    store = CaseStore(folder, memory_bytes=IMAGE.size * 2)
+    store.share_memory(2)
+    assert not isinstance(store.image("a"), np.ndarray)
+    assert isinstance(store.image("b"), np.ndarray)
+
+
+def _loader(store: CaseStore, case: str) -> PatchLoader:
+    plan = Plan(channels=("a", "b"), labels=("0", "1"), spacing_mm=(1, 1, 1), patch=(16, 16, 16), stride=(8, 8, 8))
+    return PatchLoader(store, (case,), (), plan, 0)
+
+
+def test_a_loader_process_takes_its_part_of_the_memory(folder: Path) -> None:
+    store = CaseStore(folder, memory_bytes=IMAGE.size * 2)
+    loaded = _Draws(partial(_loader, store, "a"), workers=2)[ONE]
+    assert isinstance(loaded, Loaded)
+    assert not isinstance(store.image("a"), np.ndarray)
+
+
+def test_a_user_error_is_handed_over_not_raised(folder: Path) -> None:
+    """As a value, because torch would wrap an exception in the process's traceback."""
+    error = _Draws(partial(_loader, CaseStore(folder), "gone"), workers=1)[ONE]
+    assert isinstance(error, UserError)
+
+
+@pytest.mark.slow  # a process that imports torch
+def test_what_is_wrong_in_a_loader_process_is_told_in_the_same_words(folder: Path) -> None:
+    make = partial(_loader, CaseStore(folder), "gone")
+    with pytest.raises(UserError, match=r"gone\.image\.b2nd: missing or damaged") as here:
+        make().load(ONE)
+    with pytest.raises(UserError) as there:
+        next(batches_ahead(make, [ONE], workers=1))
+    assert str(there.value) == str(here.value)
 
 
 def test_an_unlabelled_case_has_no_label(folder: Path) -> None:

@@ -20,8 +20,9 @@ from tiny_set import GARBAGE, LABELLED, UNLABELLED, Tiny, assert_equal_weights, 
 from sscl.core.errors import UserError
 from sscl.core.interrupt import Interrupted
 from sscl.engine import checkpoint
-from sscl.engine.run import only_writer, read_recipe, write_recipe
+from sscl.engine.run import cut_metrics, only_writer, read_recipe, write_recipe
 from sscl.engine.train import Log, Trainer
+from sscl.stages.dataset import open_dataset
 from sscl.stages.train import dry_run, train
 
 Train = Callable[..., Path]
@@ -334,6 +335,18 @@ def test_another_number_of_threads_only_warns(
     assert read_recipe(run).threads == 7
 
 
+def test_another_cpu_only_warns(
+    trained: Path, train_tiny: Train, tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = read_recipe(trained).versions["cpu"]
+    if "model name" in (info := Path("/proc/cpuinfo").read_text()):
+        assert f": {model}\n" in info
+    run = begun(train_tiny, tmp_path / "run", done=5)
+    monkeypatch.setattr("sscl.stages.train.cpu_name", lambda: "Other CPU")
+    train_tiny(run)
+    assert f"bit equality is not promised: versions.cpu: {model} in the run, Other CPU now" in caplog.text
+
+
 def test_a_data_set_that_changed_under_the_run_is_refused(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source")
     dataset, run = prepared(source, tmp_path / "dataset"), tmp_path / "run"
@@ -342,7 +355,7 @@ def test_a_data_set_that_changed_under_the_run_is_refused(tmp_path: Path) -> Non
         train(dataset, run, **options, on_step=stop_after(1))
     shutil.rmtree(dataset)
     prepared(source, dataset, foreground_share=0.5)
-    refused(r"plan\.foreground_share: 0\.0 in the run, 0\.5 now", lambda: train(dataset, run, **options))
+    refused(r"plan\.foreground_share: .* in the run, 0\.5 now", lambda: train(dataset, run, **options))
     shutil.rmtree(dataset)
     shutil.copy(source / "imagesTr/b1_0000.nii.gz", source / "imagesTr/b2_0000.nii.gz")
     prepared(source, dataset)
@@ -367,6 +380,37 @@ def test_a_damaged_recipe_is_named(train_tiny: Train, trained: Path, tmp_path: P
         refused(r"recipe\.yaml: damaged", lambda: train_tiny(run))
 
 
+@pytest.mark.parametrize("line", [b"{}", b"[]", b"7", b"\xff\xfe", b"{"])
+def test_a_damaged_log_is_cut_there(line: bytes, tmp_path: Path) -> None:
+    good = b'{"iteration": 0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + line + b'\n{"iteration": 2}\n')
+    cut_metrics(tmp_path, 9)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "split.json", "plan.json", "stage.json"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_damaged_data_set_is_named(name: str, content: bytes, tiny: Tiny, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    for path in tiny.dataset.glob("*.json"):
+        shutil.copy(path, dataset)
+    (dataset / name).write_bytes(content)
+    refused(rf"{name}: is not", lambda: open_dataset(dataset))
+
+
+@pytest.mark.parametrize(("name", "key"), [("dataset.json", "cases"), ("stage.json", "inputs")])
+def test_a_data_set_that_lacks_a_key_is_named(name: str, key: str, tiny: Tiny, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    for path in tiny.dataset.glob("*.json"):
+        content = json.loads(path.read_text())
+        (dataset / path.name).write_text(
+            json.dumps({k: v for k, v in content.items() if (path.name, k) != (name, key)})
+        )
+    refused(rf"{name}: is not a JSON object with '{key}'", lambda: open_dataset(dataset))
+
+
 def test_two_writers_are_refused(train_tiny: Train, tmp_path: Path) -> None:
     with only_writer(tmp_path):
         refused("in use by another process", lambda: train_tiny(tmp_path))
@@ -378,7 +422,7 @@ def test_two_writers_are_refused(train_tiny: Train, tmp_path: Path) -> None:
     [
         ("method 'ssc1' is unknown. Did you mean 'sscl'", {"method": "ssc1"}),
         ("setting 'lamb' is unknown. Did you mean 'lam'", {"settings": {"lamb": 1.0}}),
-        ("optimiser.rate = 1.0", {"settings": {"optimiser.rate": 1.0}}),
+        ("optimiser: setting 'rate' is unknown", {"settings": {"optimiser.rate": 1.0}}),
         ("lam = 'much'", {"settings": {"lam": "much"}}),
         ("--iterations 0: expected 1 or more", {"iterations": 0}),
         ("1 iterations are too few for 2 phases", {"iterations": 1}),
@@ -442,16 +486,20 @@ def test_weights_that_are_not_finite_are_never_saved(train_tiny: Train, tmp_path
 
 
 def test_minutes_fix_the_number_of_iterations_in_the_recipe(
-    train_tiny: Train, tmp_path: Path, monkeypatch: Any
+    train_tiny: Train, tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sscl.stages.train.TIMED_STEPS", 2)
+    caplog.set_level(logging.INFO, "sscl")
     options: dict[str, Any] = {"iterations": None, "method": "vnet"}
     run = train_tiny(tmp_path / "run", minutes=0.01, **options)
     count = read_recipe(run).iterations
     assert count >= 2
     assert iterations(run) == list(range(count))
     monkeypatch.setattr("sscl.stages.train._cost", lambda *arguments: pytest.fail("timed again"))
-    train_tiny(run, minutes=0.01, **options)
+    told = f"the run was begun with {count} iterations; --minutes is not timed again"
+    assert told not in caplog.messages
+    train_tiny(run, minutes=5.0, **options)
+    assert caplog.messages.count(told) == 1
     assert read_recipe(run).iterations == count
     train_tiny(run, iterations=count, method="vnet")
 

@@ -1,7 +1,6 @@
 """What a method sees of the data: never the mask of an unlabelled case, because there is no field for it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,13 +14,11 @@ class Batch:
     labelled: images of the labelled half, "l c x y z".
     label: their class indices, "l x y z", IGNORE (-1) where no loss may look.
     unlabelled: images of the unlabelled half, "u c x y z"; u may be 0.
-    targets: further targets of the labelled half that the method's `needs` ask for.
     """
 
     labelled: Float[Tensor, "l c x y z"]
     label: Int64[Tensor, "l x y z"]
     unlabelled: Float[Tensor, "u c x y z"]
-    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def images(self) -> Float[Tensor, "b c x y z"]:

@@ -1,7 +1,8 @@
 """Configuration that cannot lie: frozen, strict, every unknown key refused with its nearest neighbour."""
 
+import re
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,9 +22,7 @@ class Config(BaseModel):
         Raises:
             UserError: an unknown key (names the nearest known one) or a value of the wrong type or range.
         """
-        for key in values:
-            if key not in cls.model_fields:
-                raise unknown(f"{where}: setting", key, cls.model_fields)
+        _refuse_unknown(cls, values, where)
         try:
             return cls.model_validate(_tuples(dict(values)))
         except ValidationError as error:
@@ -40,18 +39,43 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`("lam=1.0", "stride=16,16,4")` to `{"lam": 1.0, "stride": (16, 16, 4)}`, values read as YAML.
 
     Raises:
-        UserError: a pair without '='.
+        UserError: a pair without '=', or a value that is no YAML.
     """
     settings = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise UserError(f"--set {pair}: expected name=value, for instance --set lam=1.0.")
-        value = yaml.safe_load(text)
-        if isinstance(value, str) and "," in value:
-            value = yaml.safe_load(f"[{value}]")
+        try:
+            value = _Loader(text).get_single_data()
+            if isinstance(value, str) and "," in value:
+                value = _Loader(f"[{value}]").get_single_data()
+        except yaml.YAMLError:
+            raise UserError(
+                f"--set {pair}: the value cannot be read. Write a number, a word, true or false, or 16,16,16."
+            ) from None
         settings[key.strip()] = _tuples(value)
     return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values, with YAML 1.2's floats: to YAML 1.1, 1e-3 is text, because it has no point."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _refuse_unknown(cls: type[Config], values: Mapping[Any, Any], where: str) -> None:
+    """Raises UserError for a key, at any depth, that its configuration does not have."""
+    for key, value in values.items():
+        if key not in cls.model_fields:
+            raise unknown(f"{where}: setting", str(key), cls.model_fields)
+        kind = cls.model_fields[key].annotation
+        for inner in (kind, *get_args(kind)):  # `Schedule`, or `Schedule | None`
+            if isinstance(inner, type) and issubclass(inner, Config) and isinstance(value, Mapping):
+                _refuse_unknown(inner, value, f"{where}: {key}")
 
 
 def _tuples(value: Any) -> Any:

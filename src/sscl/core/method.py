@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from sscl.core.batch import Batch, Clock
 from sscl.core.config import Config
+from sscl.core.errors import UserError
 
 
 class Schedule(Config):
@@ -54,12 +56,6 @@ class Phase(Config):
     """Replaces every optimiser's own schedule during this phase."""
 
 
-class Needs(Config):
-    """What the loader must bring beside images and masks."""
-
-    targets: tuple[Literal["signed_distance"], ...] = ()
-
-
 class MethodConfig(Config):
     """What every method can be told. Subclasses add their paper's numbers, each with its table or section."""
 
@@ -69,6 +65,34 @@ class MethodConfig(Config):
     """Channel dropout at the bottleneck and before the last convolution (UA-MT's V-Net)."""
     optimiser: Optimiser = Optimiser()
     """SGD, 0.01, 0.9, 1e-4 (SSCL sec. 4.1, as in the whole lineage)."""
+
+    acts_with: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings without effect unless others have a certain value; True: are on, which is anything but 0 and off."""
+
+    def refuse_ignored(self, explicit: Mapping[str, Any], where: str) -> None:
+        """Raises UserError for a setting of the user's that the others leave without effect.
+
+        explicit: what the user set, dotted or nested; defaults and presets are no promises.
+        """
+        for setting in _leaves(explicit):
+            for other, wanted in {**_SCHEDULE, **self.acts_with}.get(setting, {}).items():
+                value = attrgetter(other)(self)
+                if (bool(value) if wanted is True else value) != wanted:
+                    hint = f" It needs {other}={wanted}." if wanted is not True else ""
+                    now = f"{other}={value}".lower()
+                    raise UserError(f"{where}: {setting} has no effect with {now}. Leave one of them out.{hint}")
+
+
+_SCHEDULE = {
+    "optimiser.schedule.power": {"optimiser.schedule.kind": "poly"},
+    "optimiser.schedule.every": {"optimiser.schedule.kind": "step"},
+}
+
+
+def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Dotted names of all values."""
+    for name, value in values.items():
+        yield from _leaves(value, f"{path}{name}.") if isinstance(value, Mapping) else [f"{path}{name}"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +117,6 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]]
-    needs: ClassVar[Needs] = Needs()
 
     config: Any
 

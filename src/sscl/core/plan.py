@@ -1,5 +1,6 @@
 """The plan of a data set: everything that training and prediction must do alike. `DATASET/plan.json`."""
 
+import math
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -41,7 +42,7 @@ class Plan(Config):
     weighting: Literal["average", "gaussian"] = "average"
     """How overlapping windows are averaged."""
     rotate: bool = True
-    """Random quarter turns in the x-y plane, where patch and spacing are equal in x and y."""
+    """Random turns in the x-y plane: quarter turns, or, where voxels are not square there, half turns."""
     flip: bool = True
     """Mirror half of the crops along x or y."""
     foreground_share: float = Field(default=0.0, ge=0, le=1)
@@ -53,3 +54,8 @@ class Plan(Config):
     def num_classes(self) -> int:
         """Classes with the background (the paper's C + 1)."""
         return len(self.labels)
+
+    @property
+    def square_voxels(self) -> bool:
+        """Whether voxels are as long in x as in y, as far as headers' float32 tells."""
+        return math.isclose(self.spacing_mm[0], self.spacing_mm[1], rel_tol=1e-4)

@@ -3,7 +3,7 @@
 A new rule is one function and one entry in a table.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,27 @@ def check_masks(values: Collection[tuple[int, ...]], labels: Sequence[str], wher
             f"{where}: no foreground in any labelled mask: all are empty. Label the organ in at least one scan."
         )
     return [f"{where}: class '{name}' is in none of the labelled masks, so it cannot be learned." for name in missing]
+
+
+def check_assumed_size(
+    shapes: Mapping[str, tuple[int, int, int]], spacing_mm: Sequence[float], longest_xy: tuple[int, int]
+) -> list[str]:
+    """A warning where files without a voxel size have another number of voxels than such files with `spacing_mm` have.
+
+    shapes: of the scans that hold no voxel size, by file. longest_xy: see `sscl.data.presets.Preset`.
+    """
+    fewest, most = longest_xy
+    for file, shape in shapes.items():
+        if fewest <= max(shape[:2]) <= most:
+            continue
+        small, factor, guess = (True, 2.0, "half") if max(shape[:2]) < fewest else (False, 0.5, "full")
+        limit = f"fewer than {fewest}" if small else f"more than {most}"
+        other = ",".join(f"{factor * size:g}" for size in spacing_mm)
+        return [
+            f"{file}: {shape[0]} x {shape[1]} voxels in x and y, {limit}: it is probably of {guess} resolution, then "
+            f"add --set spacing_if_missing_mm={other}."
+        ]
+    return []
 
 
 def labels_from_values(values: Collection[tuple[int, ...]], where: str) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
+from sscl.core.files import read_json
 from sscl.data.matching import entries, group, has_channel_suffix, refuse_orphans, volumes_in
-from sscl.data.split import Lists, read_json
+from sscl.data.split import Lists
 from sscl.volumes.files import case_stem, is_volume
 
 _MASK_FOLDERS = ("labels", "masks", "segmentations")

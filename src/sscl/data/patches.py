@@ -16,7 +16,7 @@ from sscl.data.store import CaseStore
 LABELLED, UNLABELLED = 1, 2
 FLIPS = (None, None, 0, 1)
 """Half of the crops are mirrored. UA-MT's RandomRotFlip mirrors all of them, so that its network never sees a crop the
-way scans are at test time: 8 Dice worse with 8 masks (docs/decisions/0007-half-of-the-crops-are-mirrored.md).
+way scans are at test time: 8 Dice worse in one pair of development runs with 8 masks (docs/decisions/0007).
 """
 
 
@@ -42,7 +42,7 @@ class PatchLoader:
     def __init__(
         self, store: CaseStore, labelled: Sequence[str], unlabelled: Sequence[str], plan: Plan, seed: int
     ) -> None:
-        self._store, self._plan, self._seed = store, plan, seed
+        self.store, self._plan, self._seed = store, plan, seed
         self._cases = {LABELLED: tuple(labelled), UNLABELLED: tuple(unlabelled)}
         self._order = cache(self._shuffled)
         self._foreground = cache(self._foreground_voxels)
@@ -67,17 +67,19 @@ class PatchLoader:
         epoch, position = divmod(k, len(cases))
         case = cases[self._order(stream, epoch)[position]]
         rng = np.random.default_rng((self._seed, stream, k))
-        turns = int(rng.integers(0, 4)) if self._plan.rotate else 0
+        # a quarter turn would swap the sides of voxels that are not square; twice a quarter is always possible
+        turn = 1 if self._plan.square_voxels else 2
+        turns = turn * int(rng.integers(0, 4)) if self._plan.rotate else 0
         flip_axis = FLIPS[int(rng.integers(0, 4))] if self._plan.flip else None
         x, y, z = self._plan.patch
         size = (y, x, z) if turns % 2 else (x, y, z)
-        image = self._store.image(case)
+        image = self.store.image(case)
         shape = image.shape[-3:]
         start = random_start(rng, shape, size)
         if stream == LABELLED and rng.random() < self._plan.foreground_share and len(self._foreground(case)):
             centre = np.unravel_index(rng.choice(self._foreground(case)), shape)
             start = start_around((int(centre[0]), int(centre[1]), int(centre[2])), shape, size)
-        arrays = [image] if stream == UNLABELLED else [image, self._store.label(case)]
+        arrays = [image] if stream == UNLABELLED else [image, self.store.label(case)]
         cut, *label = (turn_and_flip(crop(array, start, size), turns, flip_axis) for array in arrays)
         return case, cut, label[0] if label else None
 
@@ -88,7 +90,7 @@ class PatchLoader:
         return tuple(rng.permutation(len(self._cases[stream])).tolist())
 
     def _foreground_voxels(self, case: str) -> NDArray[np.intp]:
-        return np.flatnonzero(np.asarray(self._store.label(case)[:]) > 0)
+        return np.flatnonzero(np.asarray(self.store.label(case)[:]) > 0)
 
 
 def _images(crops: list[NDArray[np.generic]], empty: NDArray[np.float32]) -> torch.Tensor:

@@ -57,7 +57,9 @@ def make_plan(
     - spacing: the median of each axis;
     - intensity: channels called CT: a window from the 0.5th to the 99.5th percentile inside the organs, then z-scores;
       any other: z-scores of each volume;
-    - patch: see `plan_patch`; stride: half the patch.
+    - patch: see `plan_patch`; stride: half the patch;
+    - a third of the labelled crops is centred on an organ (nnU-Net's share), because most crops of a large scan show
+      none. Presets state their own share.
 
     Raises:
         UserError: a value of `fixed` that cannot be used.
@@ -73,6 +75,7 @@ def make_plan(
     if "patch" not in values:
         sizes = [np.multiply(case.shape, case.spacing_mm) / values["spacing_mm"] for case in cases]
         values["patch"] = plan_patch(_median(sizes), values["spacing_mm"], memory_gb)
+    values.setdefault("foreground_share", 1 / 3)
     x, y, z = _patch(values["patch"])
     values.setdefault("stride", (x // 2, y // 2, z // 2))
     plan = Plan.read(values, "plan")
@@ -109,19 +112,33 @@ def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`--set` values as fields of the plan: `window` and `scaling` belong to `intensity`; `memory_gb` stays as it is.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or a value of the wrong kind.
     """
     fields: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in _SETTINGS:
             raise unknown("plan: setting", key, _SETTINGS)
-        if key in _INTENSITY:
-            fields["intensity"] = {**fields.get("intensity", {}), key: value}
+        if key == "intensity" and not isinstance(value, Mapping):
+            raise UserError(f"plan: intensity = {value!r}: set {' and '.join(_INTENSITY)} instead.")
+        if key == "intensity" or key in _INTENSITY:
+            inner = value if key == "intensity" else {key: value}
+            fields["intensity"] = {**fields.get("intensity", {}), **inner}
         elif key in ("channels", "labels") and isinstance(value, str):
             fields[key] = (value,)
         else:
             fields[key] = value
+    _check_kinds(fields)
     return fields
+
+
+def _check_kinds(fields: Mapping[str, Any]) -> None:
+    """Each value by itself, before it meets the scans; the patch has a rule of its own."""
+    memory_gb = fields.get("memory_gb", 1)
+    if isinstance(memory_gb, bool) or not isinstance(memory_gb, int | float) or not memory_gb > 0:
+        raise UserError(f"plan: memory_gb = {memory_gb!r}: expected a number above 0, for instance 8.")
+    whole = {"channels": ("a",), "labels": ("a", "b"), "spacing_mm": (1, 1, 1), "stride": (1, 1, 1)}
+    alone = {key: value for key, value in fields.items() if key not in ("memory_gb", "patch")}
+    Plan.read({**whole, "patch": (MULTIPLE,) * 3, **alone}, "plan")
 
 
 def _patch(patch: Any) -> tuple[int, int, int]:

@@ -1,14 +1,13 @@
 """Which case is for what: `DATASET/split.json`, the only truth after `prepare`."""
 
 import difflib
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sscl.core.config import Config
 from sscl.core.errors import UserError, unknown
+from sscl.core.files import read_json
 
 Lists = Mapping[str, tuple[str, ...]]
 
@@ -32,24 +31,6 @@ class Split(Config):
 
 LISTS = tuple(Split.model_fields)
 _FOLD = {"train": "labelled", "val": "development", "unlabelled": "unlabelled", "test": "test"}
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file, with or without a byte-order mark.
-
-    Raises:
-        UserError: it cannot be read or is not JSON; names the line.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text. Save it as UTF-8 JSON.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: is not valid JSON: {error.msg}, line {error.lineno}, column {error.colno}. Mend that line."
-        ) from None
 
 
 def read_lists(path: Path) -> dict[str, tuple[str, ...]]:

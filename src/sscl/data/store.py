@@ -37,6 +37,10 @@ class CaseStore:
         """(x, y, z), int8, IGNORE where no loss may look."""
         return self._open(f"{case_id}.label.b2nd")
 
+    def share_memory(self, processes: int) -> None:
+        """Use only this one's part of the memory, where several processes have such a store."""
+        self._free //= processes
+
     def _open(self, name: str) -> Stored:
         if name not in self._kept:
             path = self._folder / name

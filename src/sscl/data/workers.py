@@ -13,18 +13,25 @@ from sscl.data.patches import Draw, Loaded, PatchLoader
 def batches_ahead(make: Callable[[], PatchLoader], draws: Sequence[Draw], workers: int) -> Iterator[Loaded]:
     """The batches of `draws`, in their order, from `workers` processes.
 
-    make: how a process gets its loader; it is sent there, so it must be picklable. If a process dies, a RuntimeError
-    is raised wherever this process then is: see `told_if_one_dies`.
+    make: how a process gets its loader; it is sent there, so it must be picklable. The memory that its store may use is
+    shared out among the processes. If a process dies, a RuntimeError is raised wherever this process then is: see
+    `told_if_one_dies`.
+
+    Raises:
+        UserError: as raised in a process, for instance for a damaged file.
     """
-    loader: torch.utils.data.DataLoader[Loaded] = torch.utils.data.DataLoader(
-        _Draws(make),
+    loader: torch.utils.data.DataLoader[Loaded | UserError] = torch.utils.data.DataLoader(
+        _Draws(make, workers),
         sampler=draws,
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="spawn",
         worker_init_fn=_leave_ctrl_c,
     )
-    return iter(loader)
+    for loaded in loader:
+        if isinstance(loaded, UserError):
+            raise loaded
+        yield loaded
 
 
 @contextmanager
@@ -41,17 +48,24 @@ def told_if_one_dies() -> Iterator[None]:
         ) from None
 
 
-class _Draws(torch.utils.data.Dataset[Loaded]):
-    """What a process runs: a draw to its batch, with a loader of its own, because caches cannot be sent."""
+class _Draws(torch.utils.data.Dataset[Loaded | UserError]):
+    """What a process runs: a draw to its batch, with a loader of its own, because caches cannot be sent.
 
-    def __init__(self, make: Callable[[], PatchLoader]) -> None:
-        self._make = make
+    A UserError is returned, not raised: torch would wrap it in the traceback of the process.
+    """
+
+    def __init__(self, make: Callable[[], PatchLoader], workers: int) -> None:
+        self._make, self._workers = make, workers
         self._patches: PatchLoader | None = None
 
-    def __getitem__(self, draw: Draw) -> Loaded:
-        if self._patches is None:
-            self._patches = self._make()
-        return self._patches.load(draw)
+    def __getitem__(self, draw: Draw) -> Loaded | UserError:
+        try:
+            if self._patches is None:
+                self._patches = self._make()
+                self._patches.store.share_memory(self._workers)
+            return self._patches.load(draw)
+        except UserError as error:
+            return error
 
 
 def _leave_ctrl_c(worker: int) -> None:

@@ -18,7 +18,7 @@ RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
 
 
 class Recipe(Config):
-    """All that decides what a run computes. `RUN/recipe.yaml`; a run is made again from it."""
+    """All that decides what a run computes. `RUN/recipe.yaml`; a run goes on only by the same one."""
 
     method: str
     config: dict[str, Any]
@@ -90,11 +90,11 @@ def cut_metrics(run: Path, iteration: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["iteration"] < iteration:
                 kept.append(line + "\n")
-        except json.JSONDecodeError:
+        except (ValueError, KeyError, TypeError):
             break
     write_text(path, "".join(kept))
 

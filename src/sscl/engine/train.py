@@ -1,4 +1,4 @@
-"""The loop: it alone zeroes, back-propagates, clips, steps, logs, guards against NaN. Methods say what to minimise."""
+"""The loop: it alone zeroes, back-propagates, steps, logs, guards against NaN. Methods say what to minimise."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -69,13 +69,12 @@ class Trainer:
         seed: int,
         device: torch.device,
         precision: str = "float32",
-        clip_norm: float | None = None,
     ) -> None:
         # channels last is what both oneDNN and cuDNN are fastest with
         self.method = method.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.spans = timeline(method.phases(method.config), iterations)
         self.iterations, self.iteration = iterations, 0
-        self._seed, self._device, self._precision, self._clip_norm = seed, device, precision, clip_norm
+        self._seed, self._device, self._precision = seed, device, precision
         self._players = dict(method.players())
         self._optimisers: dict[str, torch.optim.Optimizer] = {}
         self._fresh_optimisers()
@@ -153,8 +152,6 @@ class Trainer:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
         objective.loss.backward(inputs=weights)  # type: ignore[no-untyped-call]
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(weights, self._clip_norm)
         optimiser.step()
         log |= {f"{name}/loss": loss, f"{name}/lr": rate}
         log |= {
@@ -169,8 +166,7 @@ class Trainer:
         def image(x: Tensor) -> Tensor:
             return x.to(self._device, memory_format=torch.channels_last_3d, non_blocking=True)
 
-        targets = {name: target.to(self._device) for name, target in batch.targets.items()}
-        return Batch(image(batch.labelled), batch.label.to(self._device), image(batch.unlabelled), targets)
+        return Batch(image(batch.labelled), batch.label.to(self._device), image(batch.unlabelled))
 
 
 def _optimiser(player: nn.Module, settings: Optimiser) -> torch.optim.Optimizer:

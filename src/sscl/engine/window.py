@@ -31,12 +31,11 @@ def sliding_window(
     weighting: Literal["average", "gaussian"] = "average",
     batch: int = 4,
     device: torch.device | None = None,
-    after_windows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Float[Tensor, "classes x y z"]:
     """Probabilities of the whole image, float32 on the CPU: the weighted mean over all windows at each voxel.
 
     predict: "b c x y z" to probabilities "b classes x y z". An image smaller than the window is padded with zeros on
-    both sides, the extra voxel at the end, and the result cut back. batch: windows a call. after_windows: progress.
+    both sides, the extra voxel at the end, and the result cut back. batch: windows a call.
     """
     device = device or image.device
     pads = [max(0, p - n) for p, n in zip(patch, image.shape[1:], strict=True)]
@@ -58,7 +57,6 @@ def sliding_window(
         for box, p in zip(boxes, probabilities, strict=True):
             total[(slice(None), *box)] += p * weight
             seen[box] += weight
-        after_windows(first + len(boxes), len(starts))
     inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
     return (total / seen)[(slice(None), *inside)]
 

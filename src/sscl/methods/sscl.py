@@ -8,7 +8,7 @@ of a network that reconstructs its input (sec. 3.2). What the text leaves open: 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
@@ -20,9 +20,11 @@ from sscl.nets.spatial_spectral import SpatialSpectralVNet
 from sscl.nets.spectral import SpectralEncoder
 from sscl.nets.vnet import Reconstructor
 from sscl.ops.ema import Buffers, ema_, ema_alpha
-from sscl.ops.losses import dice_ce, mse
+from sscl.ops.losses import dice_ce, dice_loss, dice_loss_all_classes, mse
 from sscl.ops.perturb import copy_paste, gaussian_noise
 from sscl.ops.pseudo import confident_labels, foreground_labels
+
+_TAUGHT = {"unlabelled": True, "teacher": True}
 
 
 class SSCLConfig(MethodConfig):
@@ -73,11 +75,34 @@ class SSCLConfig(MethodConfig):
     teacher_noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise on the teacher's input, clipped at twice that (UA-MT: 0.1)."""
     teacher_buffers: Buffers = "own"
-    """Batch-norm statistics of the teacher."""
+    """Batch-norm statistics of the teacher, which `teacher_eval` uses."""
     teacher_eval: bool = False
     """Run the teacher with its stored statistics and without dropout."""
     dice_all_classes: bool = False
     """BCP's Dice instead of UA-MT's."""
+
+    acts_with: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "lam": {"unlabelled": True},
+        "threshold": {"unlabelled": True},
+        "pseudo": {"unlabelled": True},
+        "teacher": {"unlabelled": True},
+        "alpha": _TAUGHT,
+        "ema_warmup": _TAUGHT,
+        "teacher_noise": _TAUGHT,
+        "teacher_eval": _TAUGHT,
+        "teacher_buffers": {**_TAUGHT, "teacher_eval": True},
+        "pretrain_recon_unlabelled": {"pretrain_share": True, "unlabelled": True, "reconstructor": True},
+        "pretrain_copy_paste": {"pretrain_share": True},
+        "detach_common": {"reconstructor": True},
+        "recon_skips": {"reconstructor": True},
+        "recon_dropout": {"reconstructor": True},
+        "spectral_dropout": {"spectral": True},
+        "spectral_fft": {"spectral": True},
+        "spectral_activation_first": {"spectral": True},
+        "spectral_residual": {"spectral": True},
+        "spectral_local": {"spectral": True},
+        "spectral_stages": {"spectral": True},
+    }
 
 
 class SSCL(Method):
@@ -134,6 +159,7 @@ class SSCL(Method):
         if clock.phase == "pretrain" and c.pretrain_copy_paste:
             images, label = copy_paste(batch.labelled, batch.label)
             batch = replace(batch, labelled=images, label=label)
+        dice = dice_loss_all_classes if c.dice_all_classes else dice_loss
         x, f_c, rec = batch.images, None, {}
         if self.reconstructor is not None:
             x_hat, f_c = self.reconstructor(x)  # (1)
@@ -145,15 +171,15 @@ class SSCL(Method):
         f_l, f_u = (None, None) if f_c is None else batch.split(f_c)
 
         if clock.phase == "pretrain" or not c.unlabelled:
-            sup = dice_ce(self.student(batch.labelled, f_l), batch.label, c.dice_all_classes)  # (7)
+            sup = dice_ce(self.student(batch.labelled, f_l), batch.label, dice)  # (7)
             yield Objective("student", sup + sum(rec.values()), {"sup": sup, **rec})
             return
 
         y_l, y_u = batch.split(self.student(x, f_c))  # (3)
         p_t = self._teach(batch.unlabelled, f_u) if self.teacher is not None else y_u.detach().softmax(1)  # (2)
         y_p = foreground_labels(p_t, c.threshold) if c.pseudo == "foreground" else confident_labels(p_t, c.threshold)
-        sup = dice_ce(y_l, batch.label, c.dice_all_classes)  # (7)
-        unsup = dice_ce(y_u, y_p, c.dice_all_classes)  # (8)
+        sup = dice_ce(y_l, batch.label, dice)  # (7)
+        unsup = dice_ce(y_u, y_p, dice)  # (8)
         loss = sup + c.lam * unsup + sum(rec.values())  # (6)
         gauges = {"pseudo_foreground": (y_p > 0).float().mean()}
         yield Objective("student", loss, {"sup": sup, "unsup": unsup, **rec}, gauges)

@@ -71,14 +71,10 @@ class VNetDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Float[Tensor, "b out x y z"]:
         """Logits (or any linear output); `features` as the encoder gives them."""
-        return self.head(self.dropout(self.trunk(features)))
-
-    def trunk(self, features: Sequence[Tensor]) -> Float[Tensor, "b width x y z"]:
-        """x9: the last features before dropout and head."""
         x = features[-1]
         for grow, stage, skip in zip(self.ups, self.stages, reversed(features[:-1]), strict=True):
             x = stage(grow(x) + skip if self.skips else grow(x))
-        return x
+        return self.head(self.dropout(x))
 
 
 class VNet(nn.Module):

@@ -1,5 +1,8 @@
 """Losses. Probabilities are "b classes x y z", labels "b x y z" with class 0 the background and IGNORE left out."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -11,24 +14,39 @@ SMOOTH = 1e-5
 """Added above and below in Dice (UA-MT's code and all that came after)."""
 
 
-def dice_loss(
-    probabilities: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"], all_classes: bool = False
-) -> Float[Tensor, ""]:
-    """1 - Dice, one sum over the whole sub-batch, mean over classes.
+Dice: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Probabilities and label to 1 - Dice."""
 
-    Foreground classes with squared denominators, 1 - 2 sum(py) / (sum(p^2) + sum(y^2)): UA-MT's form.
-    all_classes: the background as well and plain denominators: BCP's form.
+
+def dice_loss(probabilities: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"]) -> Float[Tensor, ""]:
+    """1 - Dice of the foreground, one sum over the whole sub-batch, mean over classes, squared denominators:
+    1 - 2 sum(py) / (sum(p^2) + sum(y^2)). UA-MT's form.
     """
+    p, y = _counted(probabilities, label)
+    p, y = p[:, 1:], y[:, 1:]
+    return _dice(p, y, p.square())
+
+
+def dice_loss_all_classes(
+    probabilities: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"]
+) -> Float[Tensor, ""]:
+    """As `dice_loss`, but of the background as well, and with plain denominators: BCP's form."""
+    p, y = _counted(probabilities, label)
+    return _dice(p, y, p)
+
+
+def _counted(probabilities: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities and one-hot label, both 0 where the label is IGNORE."""
     counted = (label != IGNORE).unsqueeze(1)
-    y = functional.one_hot(label.clamp(min=0), probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype) * counted
-    p = probabilities * counted
-    if not all_classes:
-        p, y = p[:, 1:], y[:, 1:]
+    y = functional.one_hot(label.clamp(min=0), probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    return probabilities * counted, y * counted
+
+
+def _dice(p: Tensor, y: Tensor, volume: Tensor) -> Tensor:
+    """volume: what the prediction adds to the denominator at each voxel; y adds itself, being its own square."""
     axes = (0, 2, 3, 4)
-    power = 1 if all_classes else 2
     overlap = 2 * (p * y).sum(axes) + SMOOTH
-    total = p.pow(power).sum(axes) + y.sum(axes) + SMOOTH  # y is 0 or 1: its square is itself
-    return (1 - overlap / total).mean()
+    return (1 - overlap / (volume.sum(axes) + y.sum(axes) + SMOOTH)).mean()
 
 
 def cross_entropy(logits: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"]) -> Float[Tensor, ""]:
@@ -38,11 +56,11 @@ def cross_entropy(logits: Float[Tensor, "b classes x y z"], label: Int64[Tensor,
 
 
 def dice_ce(
-    logits: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"], all_classes: bool = False
+    logits: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"], dice: Dice = dice_loss
 ) -> Float[Tensor, ""]:
     """Dice + cross-entropy, the "DICE + CE" of SSCL's equations 7 and 8, in float32."""
     logits = logits.float()
-    return dice_loss(logits.softmax(1), label, all_classes) + cross_entropy(logits, label)
+    return dice(logits.softmax(1), label) + cross_entropy(logits, label)
 
 
 def mse(prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:

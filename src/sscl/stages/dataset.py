@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
+from sscl.core.files import read_object
 from sscl.core.plan import Plan
 from sscl.data.split import Split
+from sscl.stages.folder import STAGE
 
-STORE, PLAN, SPLIT, DATASET, STAGE = "store", "plan.json", "split.json", "dataset.json", "stage.json"
+STORE, PLAN, SPLIT, DATASET = "store", "plan.json", "split.json", "dataset.json"
+_KEYS = {DATASET: ("source", "channels", "labels", "cases"), STAGE: ("config", "inputs")}
 
 
 @dataclass(frozen=True)
@@ -41,20 +44,15 @@ def open_dataset(folder: Path) -> Dataset:
     """Raises UserError if the folder is not a complete prepared data set."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist. `sscl prepare SRC -o {folder}` makes it from a folder of scans.")
-    values = {}
-    for name in (DATASET, SPLIT, PLAN, STAGE):
-        path = folder / name
-        try:
-            values[name] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(
-                f"{folder} is not a prepared data set: {name} is missing. Run `sscl prepare {folder} -o DATASET` "
-                "first, then give DATASET."
-            ) from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not valid JSON ({error}). Prepare the data set again.") from None
+    names = (DATASET, SPLIT, PLAN, STAGE)
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise UserError(
+            f"{folder} is not a prepared data set: {missing[0]} is missing. Run `sscl prepare {folder} -o DATASET` "
+            "first, then give DATASET."
+        )
+    values = {name: read_object(folder / name, *_KEYS.get(name, ())) for name in names}
     plan = Plan.read(values[PLAN], str(folder / PLAN))
     split = Split.read(values[SPLIT], str(folder / SPLIT))
-    identity = json.dumps([values[PLAN], values[SPLIT], values[STAGE].get("inputs")], sort_keys=True)
+    identity = json.dumps([values[PLAN], values[SPLIT], values[STAGE]["inputs"]], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
-    return Dataset(folder, values[DATASET], split, plan, values[STAGE].get("config", {}).get("preset"), digest)
+    return Dataset(folder, values[DATASET], split, plan, values[STAGE]["config"].get("preset"), digest)

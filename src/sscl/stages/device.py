@@ -1,7 +1,9 @@
 """Which device, which precision, how many threads."""
 
 import os
+import platform
 import re
+from pathlib import Path
 
 import torch
 
@@ -54,6 +56,14 @@ def set_threads(threads: int | None) -> int:
     count = threads or (int(asked) if asked.isdigit() else 0) or os.cpu_count() or 1
     torch.set_num_threads(count)
     return count
+
+
+def cpu_name() -> str:
+    """The CPU's model, on which the last bits of a float depend."""
+    info = Path("/proc/cpuinfo")  # Linux: platform.processor() says "x86_64", or nothing
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sscl.stages.device import pick_device, pick_precision
+from sscl.stages.device import cpu_name, pick_device, pick_precision
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")
@@ -74,7 +74,7 @@ def _devices() -> Iterator[Row]:
             yield Row(f"cuda:{index}", f"{facts.name}, {facts.total_memory / GIB:.1f} GiB")
     if torch.backends.mps.is_available():
         yield Row("mps", "Apple GPU")
-    yield Row("cpu", platform.processor() or platform.machine())
+    yield Row("cpu", cpu_name())
 
 
 def _choice() -> Row:

@@ -9,17 +9,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sscl.core.errors import UserError, unknown
-from sscl.core.files import sha256, write_json, write_text
+from sscl.core.files import read_object, write_text
 from sscl.core.plan import Plan, Spacing
 from sscl.metrics import table
 from sscl.stages.dataset import is_dataset
+from sscl.stages.folder import STAGE, digest, write_stage
 from sscl.volumes.files import case_stem, is_volume, read_label
 from sscl.volumes.geometry import same_grid
 from sscl.volumes.volume import Volume
@@ -119,8 +119,8 @@ def _score(
 
 def _refuse_foreign(out: Path) -> None:
     """Another stage's folder keeps its stage.json."""
-    stage = out / "stage.json"
-    if stage.is_file() and _read_json(stage).get("stage") != "evaluate":
+    stage = out / STAGE
+    if stage.is_file() and read_object(stage).get("stage") != "evaluate":
         raise UserError(f"{out}: the folder of another stage; its stage.json would be lost. Choose another folder.")
 
 
@@ -132,12 +132,13 @@ def _read_reference(reference: Path, split: str) -> _Reference:
         raise UserError(f"{reference}: no mask files here. Expected a folder of masks or a prepared data set.")
     described = reference.parent / "dataset.json"  # labelsTr, labelsTs of nnU-Net and the Decathlon
     if reference.name.startswith("labels") and described.is_file():
-        return _Reference(masks, *_declared(_read_json(described), described))
+        return _Reference(masks, *_declared(read_object(described), described))
     return _Reference(masks, None)
 
 
 def _from_dataset(dataset: Path, split: str) -> _Reference:
-    facts, lists = _read_json(dataset / "dataset.json"), _read_json(dataset / "split.json")
+    facts = read_object(dataset / "dataset.json", "source", "labels", "cases")
+    lists = read_object(dataset / "split.json")
     if split not in lists:
         raise unknown(f"{dataset / 'split.json'}: list", split, lists)
     source = Path(facts["source"])
@@ -154,7 +155,7 @@ def _from_dataset(dataset: Path, split: str) -> _Reference:
         masks,
         *_declared(facts, dataset / "dataset.json"),
         others=frozenset(facts["cases"].keys() - masks.keys()),
-        spacing_if_missing_mm=Plan.read(_read_json(plan), str(plan)).spacing_if_missing_mm,
+        spacing_if_missing_mm=Plan.read(read_object(plan), str(plan)).spacing_if_missing_mm,
         label_map={int(stored): value for stored, value in facts.get("label_map", {}).items()},
     )
 
@@ -178,8 +179,8 @@ def _declared(facts: Mapping[str, Any], where: Path) -> tuple[dict[int, str] | N
 
 def _stage_labels(prediction: Path) -> dict[int, str] | None:
     """The class names that `predict` noted beside its masks."""
-    stage = prediction / "stage.json"
-    names = _read_json(stage).get("labels") if stage.is_file() else None
+    stage = prediction / STAGE
+    names = read_object(stage).get("labels") if stage.is_file() else None
     return dict(enumerate(names)) if names else None
 
 
@@ -268,21 +269,5 @@ def _write(result: EvaluationResult, config: Mapping[str, Any], inputs: Sequence
     write_text(result.out / "scores.csv", table.scores_csv(result.scores))
     write_text(result.out / "summary.csv", table.summary_csv(result.summary))
     write_text(result.out / "definitions.txt", result.definitions + "\n")
-    stage = {
-        "stage": "evaluate",
-        "config": config,
-        "inputs": {str(path): sha256(path) for path in inputs},
-        "versions": {name: version(name) for name in ("sscl", "numpy", "scipy")},
-        "seconds": round(time.monotonic() - began, 2),
-    }
-    write_json(result.out / "stage.json", stage)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}). Mend it or make it again.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object.")
-    return content
+    digests = {str(path): digest(path) for path in inputs}
+    write_stage(result.out, "evaluate", config=config, inputs=digests, began=began)

@@ -1,23 +1,35 @@
-"""A stage's output folder, whole or not there, and what its inputs are known by."""
+"""A stage's output folder, whole or not there; its stage.json; and what inputs are known by."""
 
 import hashlib
 import logging
 import os
+import platform
+import re
 import shutil
-from collections.abc import Collection, Iterator
+import subprocess
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy
+
+import sscl
 from sscl.core.errors import UserError
-from sscl.core.files import sha256
+from sscl.core.files import sha256, write_json
 
 logger = logging.getLogger("sscl")
+
+STAGE = "stage.json"
 
 
 @contextmanager
 def built(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` in the end, or vanishes."""
     folder = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    _remove_leftovers(out)
     try:
         folder.mkdir(parents=True)
         yield folder
@@ -30,6 +42,27 @@ def built(out: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Temporary folders for `out` of processes that were killed, which could not clean up."""
+    for folder in out.parent.iterdir() if out.parent.is_dir() else ():
+        match = re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.tmp", folder.name)
+        if match and not _runs(int(match[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, other than this one."""
+    if os.name != "posix":
+        return True  # os.kill would end it there
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return pid != os.getpid()
 
 
 class _Once(logging.Filter):
@@ -56,6 +89,58 @@ def collected_warnings() -> Iterator[Collection[str]]:
         yield once.messages.keys()
     finally:
         logger.removeFilter(once)
+
+
+def write_stage(
+    out: Path,
+    stage: str,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    began: float,
+    uses_torch: bool = False,
+    **more: Any,
+) -> None:
+    """`stage.json`: which stage made the folder, how, from what, with what; the same keys for every stage.
+
+    Args:
+        config: the settings.
+        inputs: what was read, to digests.
+        began: `time.monotonic()` at the start.
+        more: further keys; they win.
+    """
+    facts = {
+        "stage": stage,
+        "config": config,
+        "inputs": inputs,
+        "versions": versions(uses_torch),
+        "commit": commit(),
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    write_json(out / STAGE, facts | more)
+
+
+def versions(uses_torch: bool) -> dict[str, str]:
+    """Of this package and what its numbers depend on."""
+    found = {"sscl": sscl.__version__, "numpy": numpy.__version__, "python": platform.python_version()}
+    if uses_torch:
+        import torch
+
+        found["torch"] = str(torch.__version__)
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """Of the checkout that this package runs from; None for an installed one, or without git."""
+    root = Path(sscl.__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # site-packages may lie in the work tree of another project
+        return None
+    try:
+        found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def digest(path: Path) -> str:

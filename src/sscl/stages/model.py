@@ -1,6 +1,5 @@
 """Finished models: `sscl export`, `sscl info`, and loading one for prediction. Tensors + JSON, never pickled code."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +9,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from sscl import __version__
 from sscl.core.errors import UserError
-from sscl.core.files import sha256, write_atomic, write_json
+from sscl.core.files import read_object, sha256, write_atomic, write_json
 from sscl.core.method import Method
 from sscl.core.plan import Plan
 from sscl.engine import checkpoint
-from sscl.engine.run import RECIPE, read_recipe
+from sscl.engine.run import RECIPE, Recipe, read_recipe
 from sscl.methods import method_class
 from sscl.stages.train import CHECKPOINTS, build_method
 
@@ -30,7 +29,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Model:
-    """A method that is ready to predict, and what must be known about it."""
+    """A method that is ready to predict and holds only what that needs, and what must be known about it."""
 
     method: Method
     plan: Plan
@@ -47,7 +46,8 @@ def export(run: Path, out: Path) -> Path:
     recipe = read_recipe(run)
     if out.exists() and any(path.name not in (WEIGHTS, CARD) for path in out.iterdir()):
         raise UserError(f"{out} exists and is not a model folder. Give another -o.")
-    method, iteration = _from_run(run)
+    method, iteration = _from_run(run, recipe)
+    _warn_if_unfinished(run, iteration, recipe.iterations)
     weights = _tested(method)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / WEIGHTS, lambda file: file.write(save(weights)))
@@ -85,7 +85,7 @@ def info(model: Path) -> dict[str, Any]:
             f"{model} is a run; {RECIPE} in it tells its settings. `sscl export {model} -o MODEL` makes a model."
         )
     card = _card(model)
-    _verify(model, card)
+    _weights(model, card)
     return card
 
 
@@ -97,20 +97,36 @@ def load_model(path: Path, device: torch.device) -> Model:
     """
     if (path / RECIPE).is_file():
         recipe = read_recipe(path)
-        method, iteration = _from_run(path)
-        if iteration < recipe.iterations:
-            log.warning("%s is not finished: iteration %d of %d", path, iteration, recipe.iterations)
+        method, iteration = _from_run(path, recipe)
+        _warn_if_unfinished(path, iteration, recipe.iterations)
         plan, digest = recipe.plan, _weights_digest(method)
     else:
         card = _card(path)
-        _verify(path, card)
+        weights = _weights(path, card)
         cls = method_class(card["method"])
         plan = Plan.read(card["plan"], str(path / CARD))
         config = cls.Config.read(card["config"], str(path / CARD))
         method = cls(config, len(plan.channels), plan.num_classes)
-        _fill(method, load_file(path / WEIGHTS), path / WEIGHTS)
+        _fill(method, weights, path / WEIGHTS)
+        _warn_if_unfinished(path, card["trained"]["iterations"], card["trained"]["of"])
         digest = card["weights_sha256"]
+    _keep_only(method, method.tested())
     return Model(method.to(device, memory_format=torch.channels_last_3d).eval(), plan, digest)  # type: ignore[call-overload]
+
+
+def _warn_if_unfinished(where: Path, iteration: int, of: int) -> None:
+    if iteration < of:
+        log.warning("%s is not finished: iteration %d of %d", where, iteration, of)
+
+
+def _keep_only(module: nn.Module, kept: tuple[str, ...]) -> None:
+    """Drop every submodule but those of these dotted names: teachers and decoders that only training needs."""
+    for name, child in list(module.named_children()):
+        inside = tuple(path.removeprefix(f"{name}.") for path in kept if path.startswith(f"{name}."))
+        if inside:
+            _keep_only(child, inside)
+        elif name not in kept:
+            delattr(module, name)
 
 
 def count_parameters(method: Method) -> int:
@@ -142,8 +158,8 @@ def _fill(method: Method, weights: Mapping[str, Tensor], path: Path) -> None:
     method.load_state_dict(dict(weights), strict=False)
 
 
-def _from_run(run: Path) -> tuple[Method, int]:
-    recipe = read_recipe(run)
+def _from_run(run: Path, recipe: Recipe) -> tuple[Method, int]:
+    """The method with the weights of the newest checkpoint, and after how many iterations that is."""
     state = checkpoint.newest(run / CHECKPOINTS, torch.device("cpu"))
     if state is None:
         raise UserError(f"{run} has no complete checkpoint yet; train it first.")
@@ -153,32 +169,28 @@ def _from_run(run: Path) -> tuple[Method, int]:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads((path / CARD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not (path / CARD).exists():
         raise UserError(
             f"{path} is neither a run nor a model: it has no {RECIPE} and no {CARD}. "
             "`sscl train` makes a run, `sscl export` a model."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path / CARD}: not valid JSON ({error}). Export the model again.") from None
-    if not isinstance(card, dict) or not card.keys() >= {"format", "method", "config", "plan", "weights_sha256"}:
-        raise UserError(f"{path / CARD}: not the description of a model. Export the model again.")
+        )
+    card = read_object(path / CARD, "format", "method", "config", "plan", "weights_sha256", "trained")
     if card["format"] != FORMAT:
         raise UserError(
             f"{path / CARD}: model format {card['format']}, this version reads {FORMAT}. Install the sscl of it."
         )
-    return dict(card)
+    return card
 
 
-def _verify(path: Path, card: Mapping[str, Any]) -> None:
+def _weights(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights that the card names, verified."""
     weights = path / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{weights} is missing. Copy the whole model folder.")
     if sha256(weights) != card["weights_sha256"]:
         raise UserError(f"{weights} is damaged: its digest is not the one in {CARD}. Copy or export the model again.")
     try:
-        load_file(weights)
+        return load_file(weights)
     except SafetensorError as error:
         raise UserError(f"{weights}: not readable ({error}). Export the model again.") from None
 

@@ -1,9 +1,9 @@
 """`sscl predict`: scans to masks on their own grid, with a run or an exported model, offline."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sscl import __version__
 from sscl.core.errors import UserError, unknown
-from sscl.core.files import sha256, write_atomic, write_json
+from sscl.core.files import read_object, sha256, write_atomic
 from sscl.core.plan import Plan
 from sscl.data.layouts import scans_in
 from sscl.data.preprocess import on_grid, preprocess, restore
@@ -22,14 +21,34 @@ from sscl.engine.run import RECIPE, read_recipe
 from sscl.engine.window import Size, sliding_window
 from sscl.stages.dataset import is_dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads
+from sscl.stages.folder import STAGE, digest, write_stage
 from sscl.stages.model import Model, load_model
 from sscl.volumes.files import read_image, write_label
 from sscl.volumes.geometry import from_ras, to_ras
 
 log = logging.getLogger("sscl")
 
-STAGE = "stage.json"
 Scans = Mapping[str, Sequence[Path]]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How every scan is predicted; `plan` with the caller's stride and weighting."""
+
+    plan: Plan
+    probabilities: bool
+    largest_component: bool
+    batch: int
+    place: torch.device
+    precision: str
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A predicted case: digests of its scan's files and of its mask."""
+
+    scan: list[str]
+    mask: str
 
 
 def predict(
@@ -48,7 +67,7 @@ def predict(
     threads: int | None = None,
     on_case: Callable[[str, int, int], None] = lambda case, number, total: None,
 ) -> list[Path]:
-    """Write OUT/<case>.nii.gz for every scan; scans that are done already, by the same model and settings, are skipped.
+    """Write OUT/<case>.nii.gz for every scan; equal scans that the same model and settings have done are skipped.
 
     Args:
         model: a run folder or an exported model.
@@ -68,35 +87,29 @@ def predict(
     set_threads(threads)
     loaded = load_model(model, place)
     plan = _with_options(loaded.plan, stride, weighting)
+    options = _Options(plan, probabilities, largest_component, batch, place, pick_precision(precision, place))
     scans = _scans(inputs, split, plan)
     _refuse_overwriting(scans, out)
-    precision = pick_precision(precision, place)
-    config = {
-        "weights": loaded.digest,
-        "stride": list(plan.stride),
-        "weighting": plan.weighting,
-        "largest_component": largest_component,
-        "precision": precision,
-    }
+    config = _config(loaded, options)
     out.mkdir(parents=True, exist_ok=True)
     done = _done(out, config, list(plan.labels))
-    _write_stage(out, config, plan, done, began, place)  # the folder is known as ours before its first mask
+    _write_stage(out, config, options, done, began)  # the folder is known as ours before its first mask
     failures = []
     for number, (case, paths) in enumerate(scans.items(), start=1):
         on_case(case, number, len(scans))
-        target = out / f"{case}.nii.gz"
-        wanted = [target, out / f"{case}.npz"] if probabilities else [target]
-        if case in done and all(file.exists() for file in wanted) and sha256(target) == done[case]:
-            log.info("%s: done before", case)
-            continue
         try:
-            _predict_case(loaded, plan, case, paths, out, probabilities, largest_component, batch, place, precision)
+            scan = [digest(path) for path in paths]
+            if _is_done(done.get(case), scan, case, out, probabilities):
+                log.info("%s: done before", case)
+                continue
+            _forget(done.pop(case, None), case, out)
+            _predict_case(loaded, case, paths, out, options)
         except UserError as error:
             failures.append(f"{case}: {error}")
             continue
-        done[case] = sha256(target)
-        _write_stage(out, config, plan, done, began, place)
-    _write_stage(out, config, plan, done, began, place)
+        done[case] = _Done(scan, sha256(out / f"{case}.nii.gz"))
+        _write_stage(out, config, options, done, began)
+    _write_stage(out, config, options, done, began)
     if failures:
         raise UserError(f"{len(failures)} of {len(scans)} scans were not predicted:\n  " + "\n  ".join(failures))
     return [out / f"{case}.nii.gz" for case in scans]
@@ -113,31 +126,21 @@ def default_inputs(model: Path) -> list[Path]:
     raise UserError("predict needs scans: sscl predict MODEL SCANS... -o MASKS.")
 
 
-def _predict_case(
-    model: Model,
-    plan: Plan,
-    case: str,
-    paths: Sequence[Path],
-    out: Path,
-    probabilities: bool,
-    largest_component: bool,
-    batch: int,
-    place: torch.device,
-    precision: str,
-) -> None:
+def _predict_case(model: Model, case: str, paths: Sequence[Path], out: Path, options: _Options) -> None:
+    plan, place = options.plan, options.place
     scan = read_image(list(paths), len(plan.channels), plan.spacing_if_missing_mm)
     ras = to_ras(scan)
     image = torch.from_numpy(preprocess(ras, plan))
-    with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(place.type, torch.bfloat16, enabled=options.precision == "bf16"):
         p = sliding_window(
-            model.method.predict, image, plan.patch, plan.stride, plan.weighting, batch=batch, device=place
+            model.method.predict, image, plan.patch, plan.stride, plan.weighting, options.batch, place
         ).numpy()
     if not np.isfinite(p).all():
         raise UserError("the network's output is not finite. Try --precision float32.")
     label = restore(p, ras, plan)
-    if largest_component:
+    if options.largest_component:
         label = _largest_components(label)
-    if probabilities:
+    if options.probabilities:
         maps = np.stack([from_ras(channel, scan) for channel in on_grid(p, ras, plan)]).astype(np.float16)
         write_atomic(out / f"{case}.npz", lambda file: np.savez_compressed(file, probabilities=maps))
     write_label(out / f"{case}.nii.gz", from_ras(label, scan), scan)
@@ -190,33 +193,63 @@ def _refuse_overwriting(scans: Scans, out: Path) -> None:
                 raise UserError(f"{out} is the folder of the scans; predictions would overwrite them. Give another -o.")
 
 
-def _done(out: Path, config: Mapping[str, Any], labels: Sequence[str]) -> dict[str, str]:
-    """Cases that this model has predicted into this folder, with their files' digests."""
+def _config(model: Model, options: _Options) -> dict[str, Any]:
+    """What decides a mask, beside its scan: other values belong into another folder."""
+    return {
+        "weights": model.digest,
+        "stride": list(options.plan.stride),
+        "weighting": options.plan.weighting,
+        "largest_component": options.largest_component,
+        "precision": options.precision,
+    }
+
+
+def _done(out: Path, config: Mapping[str, Any], labels: Sequence[str]) -> dict[str, _Done]:
+    """Cases that this model has predicted into this folder."""
     path = out / STAGE
     if not path.exists():
         if any(file.name.endswith(".nii.gz") and not file.name.startswith(".") for file in out.iterdir()):
             raise UserError(f"{out} holds masks that `sscl predict` did not write. Give another -o.")
         return {}
-    stage = json.loads(path.read_text(encoding="utf-8"))
+    stage = read_object(path)
     if stage.get("config") != dict(config) or stage.get("labels") != list(labels):
         raise UserError(f"{out} holds predictions of another model or other settings. Give another -o, or empty it.")
-    return dict(stage["cases"])
+    scans = stage.get("inputs", {})
+    return {case: _Done(scans.get(case, []), mask) for case, mask in stage.get("cases", {}).items()}
+
+
+def _is_done(before: _Done | None, scan: list[str], case: str, out: Path, probabilities: bool) -> bool:
+    """Whether this very scan was predicted, and its files are still there as they were written."""
+    mask, maps = out / f"{case}.nii.gz", out / f"{case}.npz"
+    return (
+        before is not None
+        and before.scan == scan
+        and mask.exists()
+        and sha256(mask) == before.mask
+        and (maps.exists() or not probabilities)
+    )
+
+
+def _forget(before: _Done | None, case: str, out: Path) -> None:
+    """Remove what was predicted, perhaps from another scan of the same name: it must not stay if this one fails."""
+    if before is not None:
+        (out / f"{case}.nii.gz").unlink(missing_ok=True)
+        (out / f"{case}.npz").unlink(missing_ok=True)
 
 
 def _write_stage(
-    out: Path, config: Mapping[str, Any], plan: Plan, done: Mapping[str, str], began: float, place: torch.device
+    out: Path, config: Mapping[str, Any], options: _Options, done: Mapping[str, _Done], began: float
 ) -> None:
-    write_json(
-        out / STAGE,
-        {
-            "stage": "predict",
-            "config": config,
-            "labels": list(plan.labels),
-            "cases": done,
-            "versions": {"sscl": __version__, "torch": torch.__version__},
-            "seconds": round(time.monotonic() - began, 1),
-            "peak_memory_bytes": peak_memory_bytes(place),
-        },
+    write_stage(
+        out,
+        "predict",
+        config=config,
+        inputs={case: entry.scan for case, entry in done.items()},
+        began=began,
+        uses_torch=True,
+        labels=list(options.plan.labels),
+        cases={case: entry.mask for case, entry in done.items()},
+        peak_memory_bytes=peak_memory_bytes(options.place),
     )
 
 

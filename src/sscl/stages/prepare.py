@@ -1,5 +1,6 @@
 """`prepare`: a folder of scans and a few masks to DATASET, in which everything is decided, checked and stored."""
 
+import hashlib
 import json
 import logging
 import os
@@ -7,25 +8,26 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
-from sscl.core.files import write_json
+from sscl.core.files import read_object, write_json
 from sscl.core.plan import Plan, Spacing
-from sscl.data.check import Pair, check_image, check_masks, check_pair, labels_from_values
+from sscl.data.check import Pair, check_assumed_size, check_image, check_masks, check_pair, labels_from_values
 from sscl.data.layouts import Source, discover
 from sscl.data.planning import fingerprint, make_plan, read_settings
 from sscl.data.preprocess import preprocess, resample_label
+from sscl.data.presets import Preset
 from sscl.data.presets import preset as find_preset
 from sscl.data.promises import check_promises, require_masks
-from sscl.data.split import Split, read_json, read_lists, split_from_lists, split_from_options
+from sscl.data.split import Split, read_lists, split_from_lists, split_from_options
 from sscl.data.store import write_case
-from sscl.stages.dataset import STAGE, open_dataset
-from sscl.stages.folder import built, collected_warnings, digest, size
+from sscl.stages.dataset import open_dataset
+from sscl.stages.folder import STAGE, built, collected_warnings, digest, size, write_stage
 from sscl.volumes.files import read_image, read_label
 from sscl.volumes.geometry import to_ras
+from sscl.volumes.h5 import read_h5
 from sscl.volumes.volume import Volume
 
 logger = logging.getLogger("sscl")
@@ -85,9 +87,10 @@ def prepare(
     began = time.monotonic()
     _refuse_nested(source, out)
     fields = read_settings(settings or {})
-    fixed = _merged(find_preset(preset).plan if preset else {}, fields)
+    known = find_preset(preset) if preset else None
+    fixed = _merged(known.plan if known else {}, fields)
     with collected_warnings() as warnings:
-        found = _renamed(discover(source, images, labels), fixed)
+        found = _renamed(_relabelled(discover(source, images, labels), known, fields), fixed)
         split, used = _split(found, split_file, labelled, unlabelled, development, test)
         check_promises(found, explicit=split_file is not None or labelled is not None)
         require_masks(found, split)
@@ -96,21 +99,15 @@ def prepare(
         if out.is_dir() and any(out.iterdir()):
             return _already(out, config, inputs)
         _announce(found, split)
+        of_preset = None if "spacing_if_missing_mm" in fields else preset
+        _tell_assumed_size(found, split, fixed.get("spacing_if_missing_mm"), of_preset)
         with built(out) as folder:
             plan, names = _plan(found, split.labelled, fixed)
             _fill(folder / "store", found, split, plan)
             write_json(folder / "plan.json", plan.model_dump(mode="json"))
             write_json(folder / "split.json", split.lists())
             write_json(folder / "dataset.json", _facts(found, names))
-            stage = {
-                "stage": "prepare",
-                "config": config,
-                "inputs": inputs,
-                "versions": {name: version(name) for name in ("sscl", "numpy", "scipy", "blosc2")},
-                "warnings": list(warnings),
-                "seconds": round(time.monotonic() - began, 2),
-            }
-            write_json(folder / "stage.json", stage)
+            write_stage(folder, "prepare", config=config, inputs=inputs, began=began, warnings=list(warnings))
     return PrepareResult(out, plan, split, tuple(warnings), skipped=False)
 
 
@@ -165,7 +162,7 @@ def _check_copies(found: Source, split: Split, inputs: Mapping[str, str]) -> Non
     for same in sizes.values():
         seen: dict[str, tuple[str, str]] = {}
         for name, case, path in same if len({case for _, case, _ in same}) > 1 else ():
-            content = inputs.get(_relative(path, found)) or digest(path)
+            content = inputs.get(_key(path, "image", found)) or _content(path, "image")
             other_name, other = seen.setdefault(content, (name, case))
             if other_name != name:
                 raise UserError(
@@ -198,6 +195,22 @@ def _announce(found: Source, split: Split) -> None:
             else "add scans (imagesTs, for instance)"
         )
         logger.warning("no unlabelled scans: semi-supervised methods have nothing to learn from; %s.", ways)
+
+
+def _tell_assumed_size(found: Source, split: Split, spacing: Spacing | None, preset: str | None) -> None:
+    """Where files hold no voxel size: which one is taken, and whether it can be theirs. preset: whose size it is."""
+    labelled, other = (
+        [path for case in cases for path in found.cases[case].images if _is_h5(path)]
+        for cases in (split.labelled, split.unlabelled)
+    )
+    if spacing is None or not (labelled or other):
+        return
+    origin = f"preset {preset}" if preset else "--set spacing_if_missing_mm"
+    size = " x ".join(f"{length:g}" for length in spacing)
+    logger.info("%s holds no voxel size: taken as %s mm (%s)", (labelled + other)[0].name, size, origin)
+    if preset and (longest_xy := find_preset(preset).longest_xy):
+        shapes = {str(path): read_h5(path, "image", spacing).shape for path in labelled}
+        _warn(check_assumed_size(shapes, spacing, longest_xy))
 
 
 # Reading and storing
@@ -262,6 +275,15 @@ def _label(path: Path, label_map: Mapping[int, int], spacing: Spacing | None) ->
 # Settings, files, folders
 
 
+def _relabelled(found: Source, known: Preset | None, fields: Mapping[str, Any]) -> Source:
+    """With the preset's classes, unless the user names others."""
+    if known is None or known.labels is None or "labels" in fields:
+        return found
+    merged = ", ".join(f"{stored} is read as {value}" for stored, value in known.label_map.items())
+    logger.info("labels of the preset: %s; in masks %s (--set labels=... keeps all)", ", ".join(known.labels), merged)
+    return replace(found, labels=known.labels, label_map={**found.label_map, **known.label_map})
+
+
 def _renamed(found: Source, fixed: dict[str, Any]) -> Source:
     """Channels, labels and the ignore label as the user names them; taken out of `fixed`."""
     named = {key: fixed.pop(key) for key in ("channels", "labels", "ignore_label") if key in fixed}
@@ -313,12 +335,27 @@ def _facts(found: Source, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _digests(found: Source, split: Split, described: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of every file that is read, by its path from the source."""
-    paths = dict.fromkeys(described)
-    for case in (*split.labelled, *split.unlabelled):
-        paths |= dict.fromkeys(found.cases[case].images)
-    paths |= dict.fromkeys(path for case in split.labelled if (path := found.cases[case].label))
-    return {_relative(path, found): digest(path) for path in paths}
+    """SHA-256 of everything that is read, by its path from the source."""
+    images = [path for case in (*split.labelled, *split.unlabelled) for path in found.cases[case].images]
+    masks = [path for case in split.labelled if (path := found.cases[case].label)]
+    parts = [(path, "image") for path in (*described, *images)] + [(path, "label") for path in masks]
+    return {_key(path, part, found): _content(path, part) for path, part in parts}
+
+
+def _key(path: Path, part: str, found: Source) -> str:
+    return _relative(path, found) + (f":{part}" if _is_h5(path) else "")
+
+
+def _content(path: Path, part: str) -> str:
+    """Digest of a file; of an h5 file, which holds the image and the mask, of one of them: the other stays closed."""
+    if not _is_h5(path):
+        return digest(path)
+    array = read_h5(path, part, (1.0, 1.0, 1.0)).array  # the voxel size is no part of it
+    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+
+
+def _is_h5(path: Path) -> bool:
+    return path.suffix.lower() == ".h5"
 
 
 def _relative(path: Path, found: Source) -> str:
@@ -336,7 +373,7 @@ def _refuse_nested(source: Path, out: Path) -> None:
 
 def _already(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> PrepareResult:
     """The result that is there, if it was made from the same inputs with the same settings."""
-    stage = read_json(out / STAGE) if (out / STAGE).is_file() else {}
+    stage = read_object(out / STAGE) if (out / STAGE).is_file() else {}
     if stage.get("stage") != "prepare":
         raise UserError(f"{out}: is not empty and not a prepared data set. Choose another folder.")
     now = json.loads(json.dumps(config))

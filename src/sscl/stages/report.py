@@ -1,6 +1,5 @@
 """`report`: run folders to one HTML file. Reads what train, predict and evaluate left; what is not there, it names."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
-from sscl.core.files import write_text
+from sscl.core.files import read_object, write_text
 from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe
 from sscl.metrics.table import definitions
 from sscl.report import figures, html, statistics, tables
@@ -88,7 +87,7 @@ def _read_run(path: Path, name: str) -> _Run:
     text = {file: place.read_text(encoding="utf-8") if place.is_file() else "" for file, place in files.items()}
     evaluated = bool(text["scores.csv"] and text["summary.csv"])
     rows = tables.read_scores(text["scores.csv"], str(files["scores.csv"])) if evaluated else []
-    inputs = _read_json(files["stage.json"])["inputs"] if text["stage.json"] else {}
+    inputs = read_object(files["stage.json"], "inputs")["inputs"] if text["stage.json"] else {}
     metrics = path / METRICS
     return _Run(
         path=path,
@@ -199,18 +198,9 @@ def _views(case: str, runs: Sequence[_Run]) -> list[html.View]:
     ]
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path} cannot be read: it was moved, is on another machine, or is damaged.") from None
-    assert isinstance(content, dict)
-    return content
-
-
 def _scan(case: str, run: _Run) -> tuple[Volume, Any, int | None]:
     """Image in RAS+, reference labels on its grid (x, y, z), and the label that no score counts."""
-    facts = _read_json(Path(run.recipe.dataset) / "dataset.json")
+    facts = read_object(Path(run.recipe.dataset) / "dataset.json", "source", "channels", "cases", "ignore_label")
     if case not in facts["cases"]:
         raise UserError(f"the case is not in {run.recipe.dataset}: its scan is unknown.")
     source, files = Path(facts["source"]), facts["cases"][case]

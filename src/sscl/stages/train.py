@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +13,7 @@ from typing import Any
 
 import torch
 
-from sscl import __version__
 from sscl.core.errors import UserError
-from sscl.core.files import write_json
 from sscl.core.interrupt import Interrupted, noted_signals
 from sscl.core.method import Method
 from sscl.data.patches import Loaded, PatchLoader
@@ -28,14 +25,15 @@ from sscl.engine.run import METRICS, RECIPE, Recipe, cut_metrics, differences, o
 from sscl.engine.train import Log, Span, Trainer, timeline
 from sscl.methods import method_class
 from sscl.stages.dataset import STORE, Dataset, open_dataset
-from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads
+from sscl.stages.device import cpu_name, peak_memory_bytes, pick_device, pick_precision, set_threads
+from sscl.stages.folder import STAGE, versions, write_stage
 
 log = logging.getLogger("sscl")
 
 DEFAULT_ITERATIONS = 34_000
 """4k + 30k (SSCL sec. 4.1)."""
 TIMED_STEPS = 20
-CHECKPOINTS, STAGE = "checkpoints", "stage.json"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,7 @@ def train(
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
     _check_numbers(iterations=(iterations, 1), seed=(seed, 0), workers=(workers, 0))
+    began = time.monotonic()
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
     _refuse_other_folder(out)
@@ -107,15 +106,15 @@ def train(
         cut_metrics(out, trainer.iteration)
         loaded = _loader(data, recipe, trainer, workers)
         _run(trainer, loaded, out, checkpoint_minutes, tensorboard, on_step)
-        write_json(
-            out / STAGE,
-            {
-                "stage": "train",
-                "inputs": {"dataset": data.digest},
-                "versions": recipe.versions,
-                "seconds": round(_seconds(out), 1),
-                "peak_memory_bytes": peak_memory_bytes(place),
-            },
+        write_stage(
+            out,
+            "train",
+            config=recipe.model_dump(mode="json", include={"method", "config", "iterations", "seed", "precision"}),
+            inputs={"dataset": data.digest},
+            began=began,
+            uses_torch=True,
+            seconds=round(_seconds(out), 1),  # over all sittings
+            peak_memory_bytes=peak_memory_bytes(place),
         )
     return recipe
 
@@ -136,7 +135,7 @@ def dry_run(
     _check_length(iterations, minutes)
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
-    cost = _cost(data, _resolve(data, method, settings or {}, iterations, 0, place, precision, count), place)
+    cost = _cost(data, resolve(data, method, settings or {}, iterations, 0, place, precision, count), place)
     return cost if minutes is None else replace(cost, iterations=cost.fits(minutes))
 
 
@@ -164,7 +163,8 @@ def _recipe(
     _check_length(iterations, minutes)
     if minutes is not None and (out / RECIPE).exists():
         iterations = read_recipe(out).iterations
-    recipe = _resolve(data, method, settings, iterations, seed, place, precision, threads)
+        log.info("the run was begun with %d iterations; --minutes is not timed again", iterations)
+    recipe = resolve(data, method, settings, iterations, seed, place, precision, threads)
     if minutes is not None and iterations is None:
         cost = _cost(data, recipe, place)
         count = cost.fits(minutes)
@@ -173,7 +173,7 @@ def _recipe(
     return recipe
 
 
-def _resolve(
+def resolve(
     data: Dataset,
     method: str,
     settings: Mapping[str, Any],
@@ -183,7 +183,11 @@ def _resolve(
     precision: str,
     threads: int,
 ) -> Recipe:
-    """Preset x method defaults x overrides."""
+    """The recipe of a new run: preset x method defaults x overrides.
+
+    Raises:
+        UserError: settings that the method does not have, a data set that it cannot learn from.
+    """
     config_class = method_class(method).Config
     preset = PRESETS.get(data.preset or "")
     known = {key: value for key, value in (preset.method if preset else {}).items() if key in config_class.model_fields}
@@ -212,7 +216,7 @@ def _resolve(
         precision=pick_precision(precision, place),
         device=str(place),
         threads=threads,
-        versions={"sscl": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        versions=versions(uses_torch=True) | {"cpu": cpu_name()},
     )
 
 
@@ -238,7 +242,11 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
         place = nested
         for group in groups:
             place = place.setdefault(group, {})
-        place[last] = value
+            if not isinstance(place, dict):
+                raise UserError(f"settings '{group}' = {place!r} and '{key}' contradict each other. Give one of them.")
+        if last in place:
+            raise UserError(f"settings '{key}' and one inside of it contradict each other. Give one of them.")
+        place[last] = dict(value) if isinstance(value, Mapping) else value
     return nested
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from sscl.data.phantom import write_phantom
 from sscl.engine.run import RECIPE, read_recipe
 from sscl.engine.train import Log
-from sscl.metrics.table import Score
 from sscl.report.statistics import paired_difference
+from sscl.report.tables import dice_by_case, read_scores
 from sscl.stages.evaluate import evaluate
 from sscl.stages.predict import predict
 from sscl.stages.prepare import prepare
@@ -43,34 +43,37 @@ def demo(
         write_phantom(scans)
     prepare(scans, dataset, preset="demo", split_file=scans / "split.json")
     iterations = _iterations(out, dataset, minutes)
-    scores = {}
+    dice = {}
     for method in METHODS:
         run = out / method
         log.info("%s: %d iterations, seed %d", method, iterations, seed)
         train(dataset, run, method=method, iterations=iterations, seed=seed, on_step=on_step)
         predict(run, [dataset], run / "predictions")
-        scores[method] = evaluate(run / "predictions", scans / "test_masks").scores
+        scores = evaluate(run / "predictions", scans / "test_masks").out / "scores.csv"
+        dice[method] = dice_by_case(read_scores(scores.read_text(encoding="utf-8"), str(scores)))
     page = report([out / method for method in METHODS], out / "report.html")
-    return _compare(scores, iterations, seed, page)
+    return _compare(dice, iterations, seed, page)
 
 
 def _iterations(out: Path, dataset: Path, minutes: float) -> int:
     """As many as both methods can do in the time, by timed steps; in a begun demo, as many as it began with."""
     first = out / METHODS[0]
     if (first / RECIPE).exists():
-        return read_recipe(first).iterations
+        iterations = read_recipe(first).iterations
+        log.info("the demo was begun with %d iterations; --minutes is not timed again", iterations)
+        return iterations
     seconds = sum(dry_run(dataset, method=method).seconds_per_iteration for method in METHODS)
     return max(10, int(60 * minutes / seconds))
 
 
-def _compare(scores: dict[str, tuple[Score, ...]], iterations: int, seed: int, page: Path) -> Demo:
-    dice = {method: {seed: {s.case: s.values["dice"] or 0.0 for s in rows}} for method, rows in scores.items()}
+def _compare(dice: dict[str, dict[str, float]], iterations: int, seed: int, page: Path) -> Demo:
+    """dice: by method and case."""
     table = [["case", *METHODS]]
-    for case in dice[METHODS[0]][seed]:
-        table.append([case, *(f"{dice[method][seed][case]:.3f}" for method in METHODS)])
-    means = [sum(dice[method][seed].values()) / len(dice[method][seed]) for method in METHODS]
+    for case in dice[METHODS[0]]:
+        table.append([case, *(f"{dice[method][case]:.3f}" for method in METHODS)])
+    means = [sum(dice[method].values()) / len(dice[method]) for method in METHODS]
     table.append(["mean Dice", *(f"{mean:.3f}" for mean in means)])
-    gain = paired_difference(dice["sscl"], dice["vnet"])
+    gain = paired_difference({seed: dice["sscl"]}, {seed: dice["vnet"]})
     return Demo(
         table,
         [
