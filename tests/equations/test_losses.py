@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sscl.core.plan import IGNORE
 from sscl.ops.ema import ema_, ema_alpha
-from sscl.ops.losses import cross_entropy, dice_ce, dice_loss, dice_loss_all_classes, masked_mse, mse
+from sscl.ops.losses import cross_entropy, dice_ce, dice_loss, dice_loss_all_classes, dice_loss_present, masked_mse, mse
 from sscl.ops.perturb import copy_paste, gaussian_noise
 from sscl.ops.pseudo import confident_labels, foreground_labels
 from sscl.ops.ramps import sigmoid_rampup
@@ -194,3 +194,21 @@ def test_copy_paste_swaps_one_box_of_image_and_label_alike(seed: int) -> None:
     assert len(x) == 6 * 4 * 8  # a full box
     assert label.unique().tolist() == [1, 2]  # the inputs are left alone
     assert torch.equal(label[0], torch.ones_like(label[0]))
+
+
+def test_dice_of_present_organs_by_hand() -> None:
+    """Two organs, the label holds the first only: p = .8 on its one voxel, .4 on the other voxel."""
+    p = torch.tensor([[0.1, 0.2], [0.8, 0.4], [0.1, 0.4]]).reshape(1, 3, 2, 1, 1)
+    first = 1 - 2 * 0.8 / (0.8**2 + 0.4**2 + 1)
+    label = torch.tensor([1, 0]).reshape(1, 2, 1, 1)
+    assert dice_loss_present(p, label).item() == pytest.approx(first, abs=1e-4)
+    assert dice_loss(p, label).item() == pytest.approx((first + 1) / 2, abs=1e-4)
+
+
+def test_an_empty_label_teaches_dice_of_present_organs_nothing() -> None:
+    p = torch.full((1, 2, 2, 2, 2), 0.5, requires_grad=True)
+    loss = dice_loss_present(p, torch.zeros(1, 2, 2, 2, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0
+    assert p.grad is not None
+    assert not p.grad.any()

@@ -77,7 +77,7 @@ def test_losses_of_a_pre_training_step() -> None:
 
 
 def test_pseudo_labels_without_a_teacher_are_the_student_s_own() -> None:
-    method, crops = build(teacher=False), batch()
+    method, crops = build(teacher=False, pseudo_absent="count"), batch()
     nets = deepcopy(method)
     assert nets.reconstructor is not None
     found = objectives(method, FORMAL)
@@ -87,7 +87,7 @@ def test_pseudo_labels_without_a_teacher_are_the_student_s_own() -> None:
 
 
 def test_only_confident_voxels_count_where_so_chosen() -> None:
-    method, crops = build(3, pseudo="confident", threshold=0.5), batch(classes=3)
+    method, crops = build(3, pseudo="confident", pseudo_absent="count", threshold=0.5), batch(classes=3)
     nets = deepcopy(method)
     assert nets.reconstructor is not None
     assert nets.teacher is not None

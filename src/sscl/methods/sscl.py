@@ -20,7 +20,7 @@ from sscl.nets.spatial_spectral import SpatialSpectralVNet
 from sscl.nets.spectral import SpectralEncoder
 from sscl.nets.vnet import Reconstructor
 from sscl.ops.ema import Buffers, ema_, ema_alpha
-from sscl.ops.losses import dice_ce, dice_loss, dice_loss_all_classes, mse
+from sscl.ops.losses import dice_ce, dice_loss, dice_loss_all_classes, dice_loss_present, mse
 from sscl.ops.perturb import copy_paste, gaussian_noise
 from sscl.ops.pseudo import confident_labels, foreground_labels
 
@@ -40,6 +40,8 @@ class SSCLConfig(MethodConfig):
     """For pseudo-labels (sec. 3.4, Fig. 6)."""
     pseudo: Literal["foreground", "confident"] = "foreground"
     """Foreground where its probability exceeds the threshold; or the likeliest class where it is surer than that."""
+    pseudo_absent: Literal["skip", "count"] = "skip"
+    """An organ that no pseudo-label of the batch holds: left out of their Dice, or counted, as eq. 8 has it."""
     spectral: bool = True
     """Switch: the spectral encoder (Table 4: FFC)."""
     reconstructor: bool = True
@@ -85,7 +87,7 @@ class SSCLConfig(MethodConfig):
         "lam": {"unlabelled": True},
         "threshold": {"unlabelled": True},
         "pseudo": {"unlabelled": True},
-        "teacher": {"unlabelled": True},
+        "pseudo_absent": {"unlabelled": True, "dice_all_classes": False},
         "alpha": _TAUGHT,
         "ema_warmup": _TAUGHT,
         "teacher_noise": _TAUGHT,
@@ -179,7 +181,8 @@ class SSCL(Method):
         p_t = self._teach(batch.unlabelled, f_u) if self.teacher is not None else y_u.detach().softmax(1)  # (2)
         y_p = foreground_labels(p_t, c.threshold) if c.pseudo == "foreground" else confident_labels(p_t, c.threshold)
         sup = dice_ce(y_l, batch.label, dice)  # (7)
-        unsup = dice_ce(y_u, y_p, dice)  # (8)
+        absent = dice if c.dice_all_classes or c.pseudo_absent == "count" else dice_loss_present
+        unsup = dice_ce(y_u, y_p, absent)  # (8)
         loss = sup + c.lam * unsup + sum(rec.values())  # (6)
         gauges = {"pseudo_foreground": (y_p > 0).float().mean()}
         yield Objective("student", loss, {"sup": sup, "unsup": unsup, **rec}, gauges)

@@ -23,8 +23,21 @@ def dice_loss(probabilities: Float[Tensor, "b classes x y z"], label: Int64[Tens
     1 - 2 sum(py) / (sum(p^2) + sum(y^2)). UA-MT's form.
     """
     p, y = _counted(probabilities, label)
-    p, y = p[:, 1:], y[:, 1:]
-    return _dice(p, y, p.square())
+    return _dice(p[:, 1:], y[:, 1:], p[:, 1:].square()).mean()
+
+
+def dice_loss_present(
+    probabilities: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"]
+) -> Float[Tensor, ""]:
+    """As `dice_loss`, but the mean over the organs that the label holds; 0 where it holds none.
+
+    Against an empty label the plain form is about 1 and falls only by predicting still less: a teacher that sees no
+    organ yet would keep its student from ever seeing one.
+    """
+    p, y = _counted(probabilities, label)
+    present = y[:, 1:].sum((0, 2, 3, 4)) > 0
+    losses = _dice(p[:, 1:], y[:, 1:], p[:, 1:].square())
+    return (losses * present).sum() / present.sum().clamp(min=1)
 
 
 def dice_loss_all_classes(
@@ -32,7 +45,7 @@ def dice_loss_all_classes(
 ) -> Float[Tensor, ""]:
     """As `dice_loss`, but of the background as well, and with plain denominators: BCP's form."""
     p, y = _counted(probabilities, label)
-    return _dice(p, y, p)
+    return _dice(p, y, p).mean()
 
 
 def _counted(probabilities: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,10 +56,10 @@ def _counted(probabilities: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dice(p: Tensor, y: Tensor, volume: Tensor) -> Tensor:
-    """volume: what the prediction adds to the denominator at each voxel; y adds itself, being its own square."""
+    """One number a class. volume: what the prediction adds to the denominator; y adds itself, being its own square."""
     axes = (0, 2, 3, 4)
     overlap = 2 * (p * y).sum(axes) + SMOOTH
-    return (1 - overlap / (volume.sum(axes) + y.sum(axes) + SMOOTH)).mean()
+    return 1 - overlap / (volume.sum(axes) + y.sum(axes) + SMOOTH)
 
 
 def cross_entropy(logits: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"]) -> Float[Tensor, ""]:

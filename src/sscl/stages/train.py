@@ -192,6 +192,7 @@ def resolve(
     preset = PRESETS.get(data.preset or "")
     known = {key: value for key, value in (preset.method if preset else {}).items() if key in config_class.model_fields}
     config = config_class.read(_nested({**known, **settings}), f"settings of '{method}'")
+    config.refuse_ignored(settings, f"settings of '{method}'")
     if not data.split.labelled:
         raise UserError(f"{data.folder}: no labelled case to train on. Prepare it with at least one mask.")
     phases = method_class(method).phases(config)
