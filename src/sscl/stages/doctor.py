@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sscl.stages.device import cpu_name, pick_device, pick_precision
+from sscl.stages.device import cpu_name, main_memory_bytes, pick_device, pick_precision
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")
@@ -84,14 +84,9 @@ def _choice() -> Row:
 
 
 def _memory() -> Row:
-    """What this process may use: a container's limit counts, not only what the machine has."""
-    try:
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
+    size = main_memory_bytes()
+    if size is None:
         return Row("memory", "unknown")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        size = min(size, int(text))
     return Row("memory", f"{size / GIB:.1f} GiB", "Under 4 GiB: choose a small patch." if size < 4 * GIB else "")
 
 

@@ -304,13 +304,12 @@ def _memory_gb() -> float:
     """
     import torch
 
+    from sscl.stages.device import main_memory_bytes
+
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
     else:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8_000_000_000
-        limit = Path("/sys/fs/cgroup/memory.max")
-        text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
-        total = min(total, int(text)) if text.isdigit() else total
+        total = main_memory_bytes() or 8_000_000_000
     return min(10.0, total / 2e9)
 
 
