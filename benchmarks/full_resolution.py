@@ -16,7 +16,8 @@ from sscl.engine.train import Trainer
 from sscl.stages.dataset import open_dataset
 from sscl.stages.predict import predict
 from sscl.stages.prepare import prepare
-from sscl.stages.train import CHECKPOINTS, build_method, resolve
+from sscl.stages.recipe import build_method, resolve
+from sscl.stages.train import CHECKPOINTS
 
 
 def main(out: Path) -> None:

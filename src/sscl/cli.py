@@ -41,9 +41,7 @@ app = App(
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[
-    Literal["auto", "float32", "bf16"], Parameter(help="auto: bf16 where a GPU has it, else float32.")
-]
+Precision = Annotated[Literal["auto", "float32", "bf16"], Parameter(help="auto: bf16 on a GPU that has it.")]
 Threads = Annotated[int | None, Parameter(help="CPU threads; OMP_NUM_THREADS or all if not given.")]
 PLAIN_LINES = 20
 """Progress lines of a run that does not write to a terminal."""
@@ -95,13 +93,14 @@ def prepare(
 
 @app.command
 def train(
-    dataset: Path,
+    dataset: Path | None = None,
     /,
     *,
     out: Out | None = None,
     method: str = "sscl",
     iterations: int | None = None,
     minutes: float | None = None,
+    schedule: Literal["shared", "literature"] = "shared",
     seed: int = 0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -110,6 +109,7 @@ def train(
     checkpoint_minutes: float = 5.0,
     tensorboard: bool = False,
     dry_run: bool = False,
+    explain: bool = False,
     set_: Settings = (),
 ) -> None:
     """Train a method on a prepared data set. The same command again goes on where the last one stopped.
@@ -120,20 +120,30 @@ def train(
         method: See `sscl methods`.
         iterations: Length of the run, all phases together; the preset's, else 34000.
         minutes: Instead: time some steps and choose the number of iterations.
+        schedule: shared: the preset's budget; literature: optimiser, iterations and ramps of the method's own paper.
         seed: Of initial weights, crops and noise.
         workers: Loader processes; the batches are the same.
         checkpoint_minutes: How often to save.
         tensorboard: Also write RUN/tensorboard.
         dry_run: Only tell time, memory and disk.
+        explain: Only print the method's equations, settings and defaults; needs no data set.
         set_: Any setting of the method: --set lam=1.0 --set optimiser.learning_rate=0.005.
     """
     from sscl.stages import train as stage
 
+    if explain:
+        from sscl.stages.explain import explain as explained
+
+        text, rows = explained(method)
+        _say(text + "\n")
+        return _table(rows)
+    if dataset is None:
+        raise UserError("train needs a data set that `sscl prepare` made: sscl train DATASET -o RUN.")
     settings = parse_settings(set_)
     if dry_run:
         cost = stage.dry_run(
-            dataset, method=method, settings=settings, iterations=iterations, minutes=minutes, device=device,
-            precision=precision, threads=threads,
+            dataset, method=method, settings=settings, iterations=iterations, minutes=minutes, schedule=schedule,
+            device=device, precision=precision, threads=threads,
         )  # fmt: skip
         _say(
             f"{cost.iterations} iterations at {cost.seconds_per_iteration:.2f} s: {_duration(cost.seconds)}; "
@@ -144,8 +154,8 @@ def train(
         raise UserError("train needs -o RUN, the run folder to write.")
     with _training_progress(method) as on_step:
         recipe = stage.train(
-            dataset, out, method=method, settings=settings, iterations=iterations, minutes=minutes, seed=seed,
-            device=device, precision=precision, threads=threads, workers=workers,
+            dataset, out, method=method, settings=settings, iterations=iterations, minutes=minutes, schedule=schedule,
+            seed=seed, device=device, precision=precision, threads=threads, workers=workers,
             checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, on_step=on_step,
         )  # fmt: skip
     _say(f"{out}: {recipe.iterations} iterations of {method}. Next: sscl predict {out} SCANS -o MASKS")
@@ -280,11 +290,11 @@ def doctor() -> None:
 
 @app.command
 def methods() -> None:
-    """The methods: name, year, paper."""
+    """The methods: name, year, what they train, time of a step relative to vnet, paper."""
     from sscl.methods import METHODS
 
-    rows = [[name, str(entry.year or "-"), entry.trains, entry.paper] for name, entry in METHODS.items()]
-    _table([["method", "year", "trains", "paper"], *rows])
+    rows = [[n, str(e.year or "-"), e.trains, f"{e.cost:.1f}" if e.cost else "?", e.paper] for n, e in METHODS.items()]
+    _table([["method", "year", "trains", "cost", "paper"], *rows])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -353,14 +363,9 @@ def _training_progress(title: str) -> Iterator[Callable[[dict[str, Any], int], N
     if not err.is_terminal:
         yield _plain_lines()
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, TextColumn("{task.fields[losses]}"), console=err) as bar:
+    phase, losses = TextColumn("{task.description}"), TextColumn("{task.fields[losses]}")
+    columns = (phase, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), losses)
+    with Progress(*columns, console=err) as bar:
         task = bar.add_task(title, total=None, losses="")
 
         def on_step(log: dict[str, Any], total: int) -> None:

@@ -20,7 +20,7 @@ from sscl.core.config import Config
 from sscl.core.errors import UserError
 from sscl.core.method import Method, Phase
 from sscl.core.plan import IGNORE, Plan
-from sscl.data.patches import Loaded, PatchLoader
+from sscl.data.patches import MAKERS, Loaded, PatchLoader
 from sscl.data.store import CaseStore
 from sscl.engine.train import Span, Trainer, timeline
 
@@ -57,7 +57,11 @@ def batch_of(phase: Phase, seed: int = 0) -> Batch:
     labelled, unlabelled = (torch.randn(n, 1, *SIZE, generator=generator) for n in phase.batch)
     label = (labelled[:, 0] > 0).long() + (labelled[:, 0] > 1).long()
     label[:, :2] = IGNORE
-    return Batch(labelled, label, unlabelled)
+    return Batch(labelled, label, unlabelled, _targets(label))
+
+
+def _targets(label: Tensor) -> dict[str, Tensor]:
+    return {name: make(label, CLASSES) for name, make in MAKERS.items()}
 
 
 def load(span: Span, iteration: int) -> Loaded:
@@ -148,7 +152,8 @@ def check_halves(cls: Cls, config: Any, mixed: tuple[str, ...] = ()) -> None:
             if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Dropout3d):
                 module.eval()
         batch = batch_of(phase)
-        other = Batch(batch.labelled, (batch.label + 1).clamp(max=CLASSES - 1), batch.unlabelled)
+        label = (batch.label + 1).clamp(max=CLASSES - 1)
+        other = Batch(batch.labelled, label, batch.unlabelled, _targets(label))
         images = [batch.labelled.requires_grad_(), batch.unlabelled.requires_grad_()]
         pairs = zip(_steps_seeded(method, batch, phase), _steps_seeded(method, other, phase), strict=True)
         supervised = 0
@@ -188,13 +193,15 @@ def check_no_leak(cls: Cls, config: Any, loader: type[PatchLoader] = PatchLoader
     """
     store = ClosedMasks(Path("nowhere"))
     plan = Plan(channels=("MRI",), labels=("0", "1", "2"), spacing_mm=(1, 1, 1), patch=SIZE, stride=SIZE)
-    patches = loader(store, store.labelled, store.unlabelled, plan, 0)
+    patches = loader(store, store.labelled, store.unlabelled, plan, 0, cls.targets)
 
     def feed(span: Span, iteration: int) -> Loaded:
         loaded = patches.load(span.draw(iteration))
         labelled, unlabelled = span.phase.batch
-        assert {field.name for field in fields(loaded.batch)} == {"labelled", "label", "unlabelled"}
+        assert {field.name for field in fields(loaded.batch)} == {"labelled", "label", "unlabelled", "targets"}
         assert (len(loaded.batch.label), len(loaded.batch.unlabelled)) == (labelled, unlabelled)
+        assert loaded.batch.targets.keys() == set(cls.targets)
+        assert all(len(target) == labelled for target in loaded.batch.targets.values())
         assert set(loaded.cases[labelled:]) <= set(store.unlabelled)
         return loaded
 

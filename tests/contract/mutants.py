@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sscl.core.batch import Batch, Clock
-from sscl.core.method import Objective
+from sscl.core.method import Objective, Target
 from sscl.core.plan import Plan
 from sscl.data.patches import Draw, Loaded, PatchLoader
 from sscl.data.store import CaseStore
@@ -171,9 +171,15 @@ class AllAreLabelled(PatchLoader):
     """The lists are mixed up where the loader is made: masks that exist but were not to be used are learned from."""
 
     def __init__(
-        self, store: CaseStore, labelled: Sequence[str], unlabelled: Sequence[str], plan: Plan, seed: int
+        self,
+        store: CaseStore,
+        labelled: Sequence[str],
+        unlabelled: Sequence[str],
+        plan: Plan,
+        seed: int,
+        targets: tuple[Target, ...] = (),
     ) -> None:
-        super().__init__(store, (*labelled, *unlabelled), unlabelled, plan, seed)
+        super().__init__(store, (*labelled, *unlabelled), unlabelled, plan, seed, targets)
 
 
 class MaskBesideEveryScan(PatchLoader):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sscl.core.batch import Batch
 from sscl.data.patches import Loaded
+from sscl.ops.distance_map import signed_distance
 
 Array = NDArray[np.float64]
 SIZE = (32, 32, 16)
@@ -18,7 +19,8 @@ SIZE = (32, 32, 16)
 def batch(labelled: int = 2, unlabelled: int = 2, classes: int = 2, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     first, second = (torch.randn(n, 1, *SIZE, generator=generator) for n in (labelled, unlabelled))
-    return Batch(first, (first[:, 0] > 0).long() * (classes - 1), second)
+    label = (first[:, 0] > 0).long() * (classes - 1)
+    return Batch(first, label, second, {"signed_distance": signed_distance(label, classes)})
 
 
 def loaded(*args: Any, **kwargs: Any) -> Loaded:

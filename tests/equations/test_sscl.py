@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import SIZE, array, assert_weights, batch, dice_ce, loaded, sgd, softmax, weights
+from notes import Notes
 from torch import Tensor
 
 from sscl.core.batch import Clock
@@ -15,6 +16,22 @@ from sscl.engine.train import Trainer, timeline
 from sscl.methods.sscl import SSCL, SSCLConfig
 from sscl.methods.vnet import SupervisedVNet, VNetConfig
 
+CONTRACT = Notes(
+    variants=(
+        {"detach_common": False, "ema_warmup": True},
+        {"teacher": False},
+        {"reconstructor": False, "spectral": False},
+        {"unlabelled": False},
+        {"pretrain_recon_unlabelled": False, "pretrain_copy_paste": True},
+        {"pseudo": "confident", "pretrain_share": 0.0},
+    ),
+    short={"pretrain_share": 0.4},
+    values={"pretrain_share": 0.6, "spectral_stages": (1, 2, 1, 1, 1)},  # 2 steps of 3 instead of 1
+    under={
+        "teacher_buffers": {"teacher_eval": True},
+        "pseudo_absent": {"threshold": 0.95},  # no pseudo-label holds an organ
+    },
+)
 FORMAL, PRETRAIN = Clock(5, 10, "formal", 2, 7), Clock(0, 10, "pretrain", 0, 3)
 CPU = torch.device("cpu")
 

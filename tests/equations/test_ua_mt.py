@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from notes import Notes
 from torch import Tensor, nn
 
 from sscl.core.batch import Batch, Clock
 from sscl.methods.ua_mt import UAMT, UAMTConfig
+
+CONTRACT = Notes(short={"passes": 2})
 
 # Four voxels of one unlabelled image; their foreground probabilities:
 STUDENT = (0.3, 0.8, 0.6, 0.2)

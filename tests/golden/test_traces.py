@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sscl.core.batch import Batch
-from sscl.data.patches import Loaded
+from sscl.data.patches import MAKERS, Loaded
 from sscl.engine.train import Span, Trainer
 from sscl.methods import METHODS, method_class
 
@@ -26,7 +26,10 @@ def _load(span: Span, iteration: int) -> Loaded:
     """Noise and a label that follows from it, two classes, 32x32x16."""
     generator = torch.Generator().manual_seed(iteration)
     labelled, unlabelled = (torch.randn(n, 1, 32, 32, 16, generator=generator) for n in span.phase.batch)
-    return Loaded(Batch(labelled, (labelled[:, 0] > 0.5).long(), unlabelled), ("case",))
+    label = (labelled[:, 0] > 0.5).long()
+    return Loaded(
+        Batch(labelled, label, unlabelled, {name: make(label, 2) for name, make in MAKERS.items()}), ("case",)
+    )
 
 
 def trace(name: str) -> list[dict[str, Any]]:

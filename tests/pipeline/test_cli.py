@@ -11,7 +11,7 @@ from tiny_set import Tiny
 
 from sscl import cli
 from sscl.core.interrupt import Interrupted
-from sscl.methods import METHODS
+from sscl.methods import METHODS, method_class
 from sscl.stages.model import export
 from sscl.stages.train import Cost
 
@@ -80,7 +80,7 @@ def test_both_ways_to_start(start: list[str], tmp_path: Path) -> None:
         (["train", "DATASET", "-o", "run", "--iterations", "many"], ["--iterations", "many"]),
         (["train", "DATASET", "-o", "run", "--precision", "bf61"], ["--precision", "bf16"]),
         (["train", "DATASET"], ["train needs -o RUN"]),
-        (["train"], ["train", "requires an argument"]),
+        (["train"], ["train needs a data set", "sscl prepare"]),
         (["prepare", "SOURCE", "-o", "out", "--preset", "la_quick"], ["'la_quick'", "Did you mean 'la-quick'"]),
         (["prepare", "void", "-o", "out"], ["void"]),
         (["train", "void", "-o", "run"], ["void does not exist", "sscl prepare"]),
@@ -168,6 +168,20 @@ def test_methods_are_plain_lines(capsys: Streams) -> None:
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == ["method", *METHODS]
     assert "V-Net, supervised: Milletari et al., 3DV" in out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_explain_prints_equations_settings_and_defaults(method: str, capsys: Streams) -> None:
+    code, out, err = run(capsys, "train", "--method", method, "--explain")
+    assert (code, err) == (0, "")
+    assert f"{method} ({METHODS[method].paper})" in out
+    assert "\nA step: " in out
+    config, literature = method_class(method).Config(), method_class(method).literature
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert str(config.optimiser.learning_rate) in lines["optimiser.learning_rate"]
+    assert {name for name in type(config).model_fields if name != "optimiser"} <= lines.keys()
+    assert all(str(value) in lines[path] for path, value in literature.settings.items())
+    assert f"{literature.iterations} iterations" in out
 
 
 def test_doctor_says_what_will_run(capsys: Streams) -> None:

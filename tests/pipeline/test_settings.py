@@ -11,7 +11,7 @@ from sscl.data.planning import read_settings
 from sscl.data.presets import PRESETS
 from sscl.methods import METHODS, method_class
 from sscl.methods.sscl import SSCLConfig
-from sscl.stages.train import _nested
+from sscl.stages.recipe import _nested
 
 
 def test_values_are_read_as_yaml() -> None:

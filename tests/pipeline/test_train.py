@@ -342,7 +342,7 @@ def test_another_cpu_only_warns(
     if "model name" in (info := Path("/proc/cpuinfo").read_text()):
         assert f": {model}\n" in info
     run = begun(train_tiny, tmp_path / "run", done=5)
-    monkeypatch.setattr("sscl.stages.train.cpu_name", lambda: "Other CPU")
+    monkeypatch.setattr("sscl.stages.recipe.cpu_name", lambda: "Other CPU")
     train_tiny(run)
     assert f"bit equality is not promised: versions.cpu: {model} in the run, Other CPU now" in caplog.text
 

@@ -1,6 +1,7 @@
 """What a method sees of the data: never the mask of an unlabelled case, because there is no field for it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,11 +15,13 @@ class Batch:
     labelled: images of the labelled half, "l c x y z".
     label: their class indices, "l x y z", IGNORE (-1) where no loss may look.
     unlabelled: images of the unlabelled half, "u c x y z"; u may be 0.
+    targets: what a method's `targets` asks for, made from `label`; `signed_distance`: "l organs x y z".
     """
 
     labelled: Float[Tensor, "l c x y z"]
     label: Int64[Tensor, "l x y z"]
     unlabelled: Float[Tensor, "u c x y z"]
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def images(self) -> Float[Tensor, "b c x y z"]:

@@ -1,5 +1,6 @@
 """The one idea: a method's `step` yields what to minimise, in the order of its paper; the engine does the rest."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from sscl.core.errors import UserError
 class Schedule(Config):
     """Learning rate over a phase, as a factor of the initial one."""
 
-    kind: Literal["constant", "poly", "step"] = "poly"
+    kind: Literal["constant", "poly", "step", "cosine"] = "poly"
     power: float = 0.9
     """`poly`: (1 - fraction) ** power."""
     every: PositiveInt = 2500
@@ -28,16 +29,20 @@ class Schedule(Config):
         """What the initial learning rate is multiplied by at this step."""
         if self.kind == "poly":
             return float((1 - clock.fraction) ** self.power)
+        if self.kind == "cosine":
+            return (1 + math.cos(math.pi * clock.fraction)) / 2
         return 0.1 ** (clock.phase_iteration // self.every) if self.kind == "step" else 1.0
 
 
 class Optimiser(Config):
     """How one player is trained: SGD unless the paper says otherwise."""
 
-    kind: Literal["sgd", "adam"] = "sgd"
+    kind: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.01
     momentum: NonNegativeFloat = 0.9
     """SGD's momentum, Adam's first beta."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's second beta."""
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Schedule = Schedule()
 
@@ -56,6 +61,22 @@ class Phase(Config):
     """Replaces every optimiser's own schedule during this phase."""
 
 
+class Literature(Config):
+    """How the method's paper or code trains, where that differs from the `shared` schedule: `--schedule literature`."""
+
+    iterations: PositiveInt
+    """Optimiser steps of the networks that are tested, all phases together."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Dotted names of the method's Config to values."""
+
+
+TENTH_EVERY_2500 = {"optimiser.schedule.kind": "step", "optimiser.schedule.every": 2500}
+"""The left-atrium lineage's learning rate, from UA-MT on."""
+
+Target = Literal["signed_distance"]
+"""What the loader can make from the labels of a batch besides them."""
+
+
 class MethodConfig(Config):
     """What every method can be told. Subclasses add their paper's numbers, each with its table or section."""
 
@@ -67,7 +88,9 @@ class MethodConfig(Config):
     """SGD, 0.01, 0.9, 1e-4 (SSCL sec. 4.1, as in the whole lineage)."""
 
     acts_with: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Settings without effect unless others have a certain value; True: are on, which is anything but 0 and off."""
+    """Settings without effect unless others have a certain value, or one of several; True: are on, which is anything
+    but 0 and off.
+    """
 
     def refuse_ignored(self, explicit: Mapping[str, Any], where: str) -> None:
         """Raises UserError for a setting of the user's that the others leave without effect.
@@ -77,13 +100,15 @@ class MethodConfig(Config):
         for setting in _leaves(explicit):
             for other, wanted in {**_SCHEDULE, **self.acts_with}.get(setting, {}).items():
                 value = attrgetter(other)(self)
-                if (bool(value) if wanted is True else value) != wanted:
-                    hint = f" It needs {other}={wanted}." if wanted is not True else ""
+                allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+                if (bool(value) if wanted is True else value) not in allowed:
+                    hint = f" It needs {other}={' or '.join(map(str, allowed))}." if wanted is not True else ""
                     now = f"{other}={value}".lower()
                     raise UserError(f"{where}: {setting} has no effect with {now}. Leave one of them out.{hint}")
 
 
-_SCHEDULE = {
+_SCHEDULE: dict[str, dict[str, Any]] = {
+    "optimiser.beta2": {"optimiser.kind": ("adam", "adamw")},
     "optimiser.schedule.power": {"optimiser.schedule.kind": "poly"},
     "optimiser.schedule.every": {"optimiser.schedule.kind": "step"},
 }
@@ -117,6 +142,9 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]]
+    literature: ClassVar[Literature]
+    targets: ClassVar[tuple[Target, ...]] = ()
+    """What `step` finds in `batch.targets`."""
 
     config: Any
 

@@ -1,6 +1,6 @@
 """From the case store to batches. Crop k of a stream is a pure function of (seed, stream, k), whoever asks for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -9,11 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from sscl.core.batch import Batch
+from sscl.core.method import Target
 from sscl.core.plan import Plan
 from sscl.data.augment import crop, random_start, start_around, turn_and_flip
 from sscl.data.store import CaseStore
+from sscl.ops.distance_map import signed_distance
 
 LABELLED, UNLABELLED = 1, 2
+MAKERS: dict[Target, Callable[[torch.Tensor, int], torch.Tensor]] = {"signed_distance": signed_distance}
+"""From a batch's label and the number of classes; here, so that loader processes do the work."""
 FLIPS = (None, None, 0, 1)
 """Half of the crops are mirrored. UA-MT's RandomRotFlip mirrors all of them, so that its network never sees a crop the
 way scans are at test time: 8 Dice worse in one pair of development runs with 8 masks (docs/decisions/0007).
@@ -40,9 +44,15 @@ class PatchLoader:
     """Cuts batches from a prepared data set."""
 
     def __init__(
-        self, store: CaseStore, labelled: Sequence[str], unlabelled: Sequence[str], plan: Plan, seed: int
+        self,
+        store: CaseStore,
+        labelled: Sequence[str],
+        unlabelled: Sequence[str],
+        plan: Plan,
+        seed: int,
+        targets: tuple[Target, ...] = (),
     ) -> None:
-        self.store, self._plan, self._seed = store, plan, seed
+        self.store, self._plan, self._seed, self._targets = store, plan, seed, targets
         self._cases = {LABELLED: tuple(labelled), UNLABELLED: tuple(unlabelled)}
         self._order = cache(self._shuffled)
         self._foreground = cache(self._foreground_voxels)
@@ -52,12 +62,14 @@ class PatchLoader:
         pairs = [self._cut(LABELLED, k) for k in draw.labelled]
         alone = [self._cut(UNLABELLED, k)[:2] for k in draw.unlabelled]
         empty = np.zeros((0, len(self._plan.channels), *self._plan.patch), dtype=np.float32)
+        label = torch.from_numpy(
+            np.array([label for _, _, label in pairs], dtype=np.int64).reshape(-1, *self._plan.patch)
+        )
         batch = Batch(
             labelled=_images([image for _, image, _ in pairs], empty),
-            label=torch.from_numpy(
-                np.array([label for _, _, label in pairs], dtype=np.int64).reshape(-1, *self._plan.patch)
-            ),
+            label=label,
             unlabelled=_images([image for _, image in alone], empty),
+            targets={name: MAKERS[name](label, self._plan.num_classes) for name in self._targets},
         )
         return Loaded(batch, tuple(case for case, *_ in pairs) + tuple(case for case, _ in alone))
 

@@ -166,14 +166,16 @@ class Trainer:
         def image(x: Tensor) -> Tensor:
             return x.to(self._device, memory_format=torch.channels_last_3d, non_blocking=True)
 
-        return Batch(image(batch.labelled), batch.label.to(self._device), image(batch.unlabelled))
+        targets = {name: target.to(self._device) for name, target in batch.targets.items()}
+        return Batch(image(batch.labelled), batch.label.to(self._device), image(batch.unlabelled), targets)
 
 
 def _optimiser(player: nn.Module, settings: Optimiser) -> torch.optim.Optimizer:
     weights = [weight for weight in player.parameters() if weight.requires_grad]
-    if settings.kind == "adam":
-        betas = (settings.momentum, 0.999)
-        return torch.optim.Adam(weights, settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
+    if settings.kind != "sgd":
+        kind = torch.optim.Adam if settings.kind == "adam" else torch.optim.AdamW
+        betas = (settings.momentum, settings.beta2)
+        return kind(weights, settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
         weights, settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )

@@ -21,6 +21,8 @@ class Entry:
     paper: str
     trains: str
     """The networks that a run trains."""
+    cost: float | None = None
+    """Time of a step relative to `vnet`'s on a CPU (benchmarks/bench_methods.py); None: not measured."""
 
 
 METHODS: dict[str, Entry] = {

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from sscl.core.batch import Batch, Clock
-from sscl.core.method import Method, MethodConfig, Objective, Phase
+from sscl.core.method import TENTH_EVERY_2500, Literature, Method, MethodConfig, Objective, Phase
 from sscl.nets.vnet import VNet
 from sscl.ops.ema import ema_, ema_alpha
 from sscl.ops.losses import cross_entropy, dice_loss, mse
@@ -41,6 +41,7 @@ class MeanTeacher(Method):
     """Student and teacher."""
 
     Config = MeanTeacherConfig
+    literature = Literature(iterations=6000, settings=TENTH_EVERY_2500)
     config: MeanTeacherConfig
 
     def __init__(self, config: MeanTeacherConfig, in_channels: int, num_classes: int) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from sscl.core.batch import Batch, Clock
-from sscl.core.method import Method, MethodConfig, Objective, Phase, Schedule
+from sscl.core.method import Literature, Method, MethodConfig, Objective, Phase, Schedule
 from sscl.nets.spatial_spectral import SpatialSpectralVNet
 from sscl.nets.spectral import SpectralEncoder
 from sscl.nets.vnet import Reconstructor
@@ -111,6 +111,7 @@ class SSCL(Method):
     """Student, teacher and reconstructor."""
 
     Config = SSCLConfig
+    literature = Literature(iterations=34_000)
     config: SSCLConfig
 
     def __init__(self, config: SSCLConfig, in_channels: int, num_classes: int) -> None:

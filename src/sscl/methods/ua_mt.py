@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sscl.core.batch import Batch, Clock
-from sscl.core.method import Method, MethodConfig, Objective, Phase
+from sscl.core.method import TENTH_EVERY_2500, Literature, Method, MethodConfig, Objective, Phase
 from sscl.nets.vnet import VNet
 from sscl.ops.ema import ema_, ema_alpha
 from sscl.ops.losses import cross_entropy, dice_loss, masked_mse
@@ -47,6 +47,7 @@ class UAMT(Method):
     """Student and teacher."""
 
     Config = UAMTConfig
+    literature = Literature(iterations=6000, settings=TENTH_EVERY_2500)
     config: UAMTConfig
 
     def __init__(self, config: UAMTConfig, in_channels: int, num_classes: int) -> None:

@@ -9,7 +9,7 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from sscl.core.batch import Batch, Clock
-from sscl.core.method import Method, MethodConfig, Objective, Phase
+from sscl.core.method import TENTH_EVERY_2500, Literature, Method, MethodConfig, Objective, Phase
 from sscl.nets.vnet import VNet
 from sscl.ops.losses import cross_entropy, dice_loss
 
@@ -25,6 +25,7 @@ class SupervisedVNet(Method):
     """Sees labelled crops only."""
 
     Config = VNetConfig
+    literature = Literature(iterations=6000, settings=TENTH_EVERY_2500)
     config: VNetConfig
 
     def __init__(self, config: VNetConfig, in_channels: int, num_classes: int) -> None:

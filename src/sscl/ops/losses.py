@@ -26,6 +26,11 @@ def dice_loss(probabilities: Float[Tensor, "b classes x y z"], label: Int64[Tens
     return _dice(p[:, 1:], y[:, 1:], p[:, 1:].square()).mean()
 
 
+def organ_dice_loss(organs: Float[Tensor, "b organs x y z"], label: Int64[Tensor, "b x y z"]) -> Float[Tensor, ""]:
+    """As `dice_loss`, of one probability per organ, without a background channel (sigmoid heads)."""
+    return dice_loss(functional.pad(organs, (0, 0) * 3 + (1, 0)), label)
+
+
 def dice_loss_present(
     probabilities: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"]
 ) -> Float[Tensor, ""]:
@@ -38,6 +43,14 @@ def dice_loss_present(
     present = y[:, 1:].sum((0, 2, 3, 4)) > 0
     losses = _dice(p[:, 1:], y[:, 1:], p[:, 1:].square())
     return (losses * present).sum() / present.sum().clamp(min=1)
+
+
+def dice_loss_with_background(
+    probabilities: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"]
+) -> Float[Tensor, ""]:
+    """As `dice_loss`, but the mean over all classes, the background too; squared denominators: SSL4MIS's form."""
+    p, y = _counted(probabilities, label)
+    return _dice(p, y, p.square()).mean()
 
 
 def dice_loss_all_classes(

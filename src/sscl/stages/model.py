@@ -19,7 +19,8 @@ from sscl.core.plan import Plan
 from sscl.engine import checkpoint
 from sscl.engine.run import RECIPE, Recipe, read_recipe
 from sscl.methods import method_class
-from sscl.stages.train import CHECKPOINTS, build_method
+from sscl.stages.recipe import build_method
+from sscl.stages.train import CHECKPOINTS
 
 log = logging.getLogger("sscl")
 

@@ -15,23 +15,19 @@ import torch
 
 from sscl.core.errors import UserError
 from sscl.core.interrupt import Interrupted, noted_signals
-from sscl.core.method import Method
 from sscl.data.patches import Loaded, PatchLoader
-from sscl.data.presets import PRESETS
 from sscl.data.store import CaseStore
 from sscl.data.workers import batches_ahead, told_if_one_dies
 from sscl.engine import checkpoint
 from sscl.engine.run import METRICS, RECIPE, Recipe, cut_metrics, differences, only_writer, read_recipe, write_recipe
-from sscl.engine.train import Log, Span, Trainer, timeline
-from sscl.methods import method_class
+from sscl.engine.train import Log, Span, Trainer
 from sscl.stages.dataset import STORE, Dataset, open_dataset
-from sscl.stages.device import cpu_name, peak_memory_bytes, pick_device, pick_precision, set_threads
-from sscl.stages.folder import STAGE, versions, write_stage
+from sscl.stages.device import peak_memory_bytes, pick_device, set_threads
+from sscl.stages.folder import STAGE, write_stage
+from sscl.stages.recipe import Training, build_method, resolve
 
 log = logging.getLogger("sscl")
 
-DEFAULT_ITERATIONS = 34_000
-"""4k + 30k (SSCL sec. 4.1)."""
 TIMED_STEPS = 20
 CHECKPOINTS = "checkpoints"
 
@@ -63,6 +59,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     iterations: int | None = None,
     minutes: float | None = None,
+    schedule: Training = "shared",
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -80,6 +77,7 @@ def train(
         settings: overrides of the method's Config.
         iterations: length of the run; or
         minutes: how long it may take: some steps are timed, and the number of iterations is written into the recipe.
+        schedule: `shared`: the preset's budget; `literature`: optimiser, length and ramps of the method's paper.
         workers: loader processes; 0 loads in this one. The batches are the same.
         on_step: gets each log line and the total number of iterations.
 
@@ -92,7 +90,7 @@ def train(
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
     _refuse_other_folder(out)
-    recipe = _recipe(data, out, method, settings or {}, iterations, minutes, seed, place, precision, count)
+    recipe = _recipe(data, out, method, settings or {}, iterations, minutes, seed, place, precision, count, schedule)
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         recipe = _settled(recipe, out)
@@ -126,6 +124,7 @@ def dry_run(
     settings: Mapping[str, Any] | None = None,
     iterations: int | None = None,
     minutes: float | None = None,
+    schedule: Training = "shared",
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -135,16 +134,9 @@ def dry_run(
     _check_length(iterations, minutes)
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
-    cost = _cost(data, resolve(data, method, settings or {}, iterations, 0, place, precision, count), place)
+    recipe = resolve(data, method, settings or {}, iterations, 0, place, precision, count, schedule)
+    cost = _cost(data, recipe, place)
     return cost if minutes is None else replace(cost, iterations=cost.fits(minutes))
-
-
-def build_method(recipe: Recipe) -> Method:
-    """The recipe's method, freshly initialised from its seed."""
-    cls = method_class(recipe.method)
-    torch.manual_seed(recipe.seed)
-    config = cls.Config.read(recipe.config, f"settings of '{recipe.method}'")
-    return cls(config, len(recipe.plan.channels), recipe.plan.num_classes)
 
 
 def _recipe(
@@ -158,67 +150,20 @@ def _recipe(
     place: torch.device,
     precision: str,
     threads: int,
+    schedule: Training,
 ) -> Recipe:
     """What the arguments ask for; with `--minutes`, the number of iterations that a begun run has, or a timed one."""
     _check_length(iterations, minutes)
     if minutes is not None and (out / RECIPE).exists():
         iterations = read_recipe(out).iterations
         log.info("the run was begun with %d iterations; --minutes is not timed again", iterations)
-    recipe = resolve(data, method, settings, iterations, seed, place, precision, threads)
+    recipe = resolve(data, method, settings, iterations, seed, place, precision, threads, schedule)
     if minutes is not None and iterations is None:
         cost = _cost(data, recipe, place)
         count = cost.fits(minutes)
         log.info("%.2f s an iteration: %d iterations in %g minutes", cost.seconds_per_iteration, count, minutes)
         recipe = recipe.model_copy(update={"iterations": count})
     return recipe
-
-
-def resolve(
-    data: Dataset,
-    method: str,
-    settings: Mapping[str, Any],
-    iterations: int | None,
-    seed: int,
-    place: torch.device,
-    precision: str,
-    threads: int,
-) -> Recipe:
-    """The recipe of a new run: preset x method defaults x overrides.
-
-    Raises:
-        UserError: settings that the method does not have, a data set that it cannot learn from.
-    """
-    config_class = method_class(method).Config
-    preset = PRESETS.get(data.preset or "")
-    known = {key: value for key, value in (preset.method if preset else {}).items() if key in config_class.model_fields}
-    config = config_class.read(_nested({**known, **settings}), f"settings of '{method}'")
-    config.refuse_ignored(settings, f"settings of '{method}'")
-    if not data.split.labelled:
-        raise UserError(f"{data.folder}: no labelled case to train on. Prepare it with at least one mask.")
-    phases = method_class(method).phases(config)
-    uses_unlabelled = any(phase.batch[1] for phase in phases)
-    if uses_unlabelled and not data.split.unlabelled:
-        raise UserError(
-            f"{data.folder}: method '{method}' learns from unlabelled scans and there is none. Use --method vnet."
-        )
-    if iterations is None:
-        iterations = preset.iterations if preset else DEFAULT_ITERATIONS
-    timeline(phases, iterations)  # refuses too few
-    return Recipe(
-        method=method,
-        config=config.model_dump(mode="json"),
-        dataset=str(data.folder.resolve()),
-        data_digest=data.digest,
-        plan=data.plan,
-        labelled=data.split.labelled,
-        unlabelled=data.split.unlabelled if uses_unlabelled else (),
-        iterations=iterations,
-        seed=seed,
-        precision=pick_precision(precision, place),
-        device=str(place),
-        threads=threads,
-        versions=versions(uses_torch=True) | {"cpu": cpu_name()},
-    )
 
 
 def _check_numbers(**numbers: tuple[int | None, int]) -> None:
@@ -233,22 +178,6 @@ def _check_length(iterations: int | None, minutes: float | None) -> None:
         raise UserError("--iterations and --minutes exclude each other; give one.")
     if minutes is not None and not minutes > 0:
         raise UserError(f"--minutes {minutes:g}: expected more than 0.")
-
-
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """{"optimiser.learning_rate": 0.1} to {"optimiser": {"learning_rate": 0.1}}."""
-    nested: dict[str, Any] = {}
-    for key, value in settings.items():
-        *groups, last = key.split(".")
-        place = nested
-        for group in groups:
-            place = place.setdefault(group, {})
-            if not isinstance(place, dict):
-                raise UserError(f"settings '{group}' = {place!r} and '{key}' contradict each other. Give one of them.")
-        if last in place:
-            raise UserError(f"settings '{key}' and one inside of it contradict each other. Give one of them.")
-        place[last] = dict(value) if isinstance(value, Mapping) else value
-    return nested
 
 
 def _refuse_other_folder(out: Path) -> None:
@@ -282,7 +211,13 @@ def _trainer(recipe: Recipe, place: torch.device) -> Trainer:
 def _loader(data: Dataset, recipe: Recipe, trainer: Trainer, workers: int) -> Callable[[Span, int], Loaded]:
     """Batches by iteration, cut in this process or, ahead of time, by workers."""
     make = partial(
-        PatchLoader, CaseStore(data.folder / STORE), recipe.labelled, recipe.unlabelled, recipe.plan, recipe.seed
+        PatchLoader,
+        CaseStore(data.folder / STORE),
+        recipe.labelled,
+        recipe.unlabelled,
+        recipe.plan,
+        recipe.seed,
+        trainer.method.targets,
     )
     if workers == 0:
         patches = make()

@@ -1,0 +1,103 @@
+"""What a run will do, decided before it starts: its recipe, and the method that the recipe describes."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from sscl.core.errors import UserError
+from sscl.core.method import Method
+from sscl.data.presets import PRESETS
+from sscl.engine.run import Recipe
+from sscl.engine.train import timeline
+from sscl.methods import method_class
+from sscl.stages.dataset import Dataset
+from sscl.stages.device import cpu_name, pick_precision
+from sscl.stages.folder import versions
+
+DEFAULT_ITERATIONS = 34_000
+"""4k + 30k (SSCL sec. 4.1)."""
+Training = Literal["shared", "literature"]
+"""All methods under the preset's budget, or each as its own paper trains it."""
+
+
+def resolve(
+    data: Dataset,
+    method: str,
+    settings: Mapping[str, Any],
+    iterations: int | None,
+    seed: int,
+    place: torch.device,
+    precision: str,
+    threads: int,
+    schedule: Training = "shared",
+) -> Recipe:
+    """The recipe of a new run: method defaults x preset (or, `literature`, the paper's own training) x overrides.
+
+    Raises:
+        UserError: settings that the method does not have, a data set that it cannot learn from.
+    """
+    cls = method_class(method)
+    iterations_of_schedule, known = _schedule(cls, data.preset, schedule)
+    config = cls.Config.read(_nested({**known, **settings}), f"settings of '{method}'")
+    config.refuse_ignored(settings, f"settings of '{method}'")
+    if not data.split.labelled:
+        raise UserError(f"{data.folder}: no labelled case to train on. Prepare it with at least one mask.")
+    phases = cls.phases(config)
+    uses_unlabelled = any(phase.batch[1] for phase in phases)
+    if uses_unlabelled and not data.split.unlabelled:
+        raise UserError(
+            f"{data.folder}: method '{method}' learns from unlabelled scans and there is none. Use --method vnet."
+        )
+    if iterations is None:
+        iterations = iterations_of_schedule
+    timeline(phases, iterations)  # refuses too few
+    return Recipe(
+        method=method,
+        config=config.model_dump(mode="json"),
+        dataset=str(data.folder.resolve()),
+        data_digest=data.digest,
+        plan=data.plan,
+        labelled=data.split.labelled,
+        unlabelled=data.split.unlabelled if uses_unlabelled else (),
+        iterations=iterations,
+        seed=seed,
+        precision=pick_precision(precision, place),
+        device=str(place),
+        threads=threads,
+        versions=versions(uses_torch=True) | {"cpu": cpu_name()},
+    )
+
+
+def _schedule(cls: type[Method], preset_name: str | None, schedule: Training) -> tuple[int, dict[str, Any]]:
+    """Iterations, and settings of the method other than its defaults."""
+    if schedule == "literature":
+        return cls.literature.iterations, cls.literature.settings
+    preset = PRESETS.get(preset_name or "")
+    if preset is None:
+        return DEFAULT_ITERATIONS, {}
+    return preset.iterations, {key: value for key, value in preset.method.items() if key in cls.Config.model_fields}
+
+
+def build_method(recipe: Recipe) -> Method:
+    """The recipe's method, freshly initialised from its seed."""
+    cls = method_class(recipe.method)
+    torch.manual_seed(recipe.seed)
+    config = cls.Config.read(recipe.config, f"settings of '{recipe.method}'")
+    return cls(config, len(recipe.plan.channels), recipe.plan.num_classes)
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"optimiser.learning_rate": 0.1} to {"optimiser": {"learning_rate": 0.1}}."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, last = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise UserError(f"settings '{group}' = {place!r} and '{key}' contradict each other. Give one of them.")
+        if last in place:
+            raise UserError(f"settings '{key}' and one inside of it contradict each other. Give one of them.")
+        place[last] = dict(value) if isinstance(value, Mapping) else value
+    return nested
