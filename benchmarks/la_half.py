@@ -1,6 +1,7 @@
-"""The comparison in docs/results/la_half.md: every command, two at a time, one thread each. A killed sweep goes on.
+"""The comparisons in docs/results/la_half.md and methods.md: every command, one thread each. A killed sweep goes on.
 
-python benchmarks/la_half.py OUT     (needs SSCL_DATA; about an hour on 2 cores)
+python benchmarks/la_half.py OUT [METHOD ...]     (needs SSCL_DATA; about 2 hours on 2 cores, two runs at a time; with
+methods, only their runs, one at a time)
 """
 
 import csv
@@ -11,13 +12,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sscl.methods import METHODS
 from sscl.report.statistics import paired_difference
 from sscl.report.tables import dice_by_case, read_scores
 
 SEEDS = range(5)
 HELD_OUT = ("--development", "51:60", "--test", "61:80")
 DATA = {"8": ("--labelled", "8", "--unlabelled", "9:50"), "50": ("--labelled", "first:50")}
-RUNS = [(m, "8", seed) for seed in SEEDS for m in ("sscl", "vnet", "mean_teacher")] + [("vnet", "50", 0)]
+STUDY = ("vnet", "mean_teacher", "sscl")
+RUNS = [(method, "8", seed) for method in STUDY for seed in SEEDS] + [("vnet", "50", 0)]
+RUNS += [(method, "8", 0) for method in METHODS if method not in STUDY]
 
 
 def sscl(*arguments: object) -> None:
@@ -40,7 +44,7 @@ def dice(folder: Path) -> dict[str, float]:
     return dice_by_case(read_scores(scores.read_text(encoding="utf-8"), str(scores)))
 
 
-def main(out: Path) -> None:
+def main(out: Path, *only: str) -> None:
     for name, lists in DATA.items():
         sscl(
             "prepare",
@@ -52,8 +56,10 @@ def main(out: Path) -> None:
             *lists,
             *HELD_OUT,
         )
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda job: run(out, *job), RUNS))
+    with ThreadPoolExecutor(1 if only else 2) as pool:
+        list(pool.map(lambda job: run(out, *job), [job for job in RUNS if not only or job[0] in only]))
+    if only:
+        return
     scores = {job: dice(out / "{}_{}_{}".format(*job)) for job in RUNS}
     with (out / "dice.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -68,4 +74,4 @@ def main(out: Path) -> None:
         print(method, "- vnet:", paired_difference(ours, baseline))
 
 
-main(Path(sys.argv[1]))
+main(Path(sys.argv[1]), *sys.argv[2:])
