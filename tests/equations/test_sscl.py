@@ -23,7 +23,7 @@ CONTRACT = Notes(
         {"reconstructor": False, "spectral": False},
         {"unlabelled": False},
         {"pretrain_recon_unlabelled": False, "pretrain_copy_paste": True},
-        {"pseudo": "confident", "pretrain_share": 0.0},
+        {"pseudo": "confident", "pretrain_share": 0.0, "threshold": 0.3},
     ),
     short={"pretrain_share": 0.4},
     values={"pretrain_share": 0.6, "spectral_stages": (1, 2, 1, 1, 1)},  # 2 steps of 3 instead of 1
@@ -103,6 +103,19 @@ def test_pseudo_labels_without_a_teacher_are_the_student_s_own() -> None:
     assert found["student"].terms["unsup"].item() == pytest.approx(dice_ce(y[2:], y_p), rel=1e-4)
 
 
+@pytest.mark.parametrize("absent", ["skip", "count"])
+def test_a_teacher_that_sees_no_organ_teaches_nothing(absent: str) -> None:
+    """Or, as eq. 8 has it, that there is nothing: cross-entropy and Dice against background alone."""
+    method = build(pseudo_absent=absent, threshold=0.999, teacher=False)
+    found = objectives(method, FORMAL)["student"]
+    assert found.gauges["pseudo_foreground"].item() == 0
+    if absent == "skip":
+        assert found.terms["unsup"].item() == 0
+        assert found.loss.item() == found.terms["sup"].item()
+    else:
+        assert found.terms["unsup"].item() > 1
+
+
 def test_only_confident_voxels_count_where_so_chosen() -> None:
     method, crops = build(3, pseudo="confident", pseudo_absent="count", threshold=0.5), batch(classes=3)
     nets = deepcopy(method)
@@ -179,7 +192,7 @@ def test_teacher_noise_and_teacher_eval() -> None:
 
 def test_two_formal_steps_of_optimisers_and_teacher() -> None:
     """Equations 6, 9 and 10 with SGD .01/.9/1e-4 for both networks: no clipping, although the gradients are large."""
-    method = build(lam=3.0, alpha=0.9, pretrain_share=0.0)
+    method = build(lam=3.0, alpha=0.9, pretrain_share=0.0, pseudo_absent="count")
     assert method.reconstructor is not None
     assert method.teacher is not None
     trainer = Trainer(deepcopy(method), 10, 0, CPU)

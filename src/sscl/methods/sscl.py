@@ -41,7 +41,9 @@ class SSCLConfig(MethodConfig):
     pseudo: Literal["foreground", "confident"] = "foreground"
     """Foreground where its probability exceeds the threshold; or the likeliest class where it is surer than that."""
     pseudo_absent: Literal["skip", "count"] = "skip"
-    """An organ that no pseudo-label of the batch holds: left out of their Dice, or counted, as eq. 8 has it."""
+    """An organ that no pseudo-label of the batch holds: left out of their Dice (and where they hold none at all, no
+    loss: a teacher that sees nothing would teach that there is nothing), or counted, as eq. 8 has it.
+    """
     spectral: bool = True
     """Switch: the spectral encoder (Table 4: FFC)."""
     reconstructor: bool = True
@@ -184,6 +186,8 @@ class SSCL(Method):
         sup = dice_ce(y_l, batch.label, dice)  # (7)
         absent = dice if c.dice_all_classes or c.pseudo_absent == "count" else dice_loss_present
         unsup = dice_ce(y_u, y_p, absent)  # (8)
+        if c.pseudo_absent == "skip":
+            unsup = unsup * (y_p > 0).any()
         loss = sup + c.lam * unsup + sum(rec.values())  # (6)
         gauges = {"pseudo_foreground": (y_p > 0).float().mean()}
         yield Objective("student", loss, {"sup": sup, "unsup": unsup, **rec}, gauges)

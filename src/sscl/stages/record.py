@@ -1,0 +1,82 @@
+"""What is kept of a finished run when its weights are not: recipe, scores, a thinned log, digests. Small, for git."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sscl.core.errors import UserError
+from sscl.core.files import read_json, read_object, sha256, write_json, write_text
+from sscl.engine.run import METRICS, RECIPE, read_recipe
+from sscl.report.tables import read_metrics
+from sscl.stages.folder import STAGE
+from sscl.stages.train import CHECKPOINTS
+
+ROWS = 60
+"""Lines of the thinned log; each is the mean over as many iterations as that takes."""
+SCORES, SUMMARY, RECORD = "scores.csv", "summary.csv", "record.json"
+
+
+def record(run: Path, predictions: Path, out: Path) -> Path:
+    """Write OUT: `recipe.yaml`, `metrics.csv` (means over equal stretches), `scores.csv`, `summary.csv`, `record.json`.
+
+    Args:
+        run: a finished run folder.
+        predictions: its masks, scored by `evaluate`.
+
+    Raises:
+        UserError: an unfinished run, or masks without scores.
+    """
+    if not (run / STAGE).exists():
+        raise UserError(f"{run} is not a finished run: it has no {STAGE}. The command that began it goes on with it.")
+    scores = predictions / "scores"
+    if not (scores / SCORES).exists():
+        raise UserError(f"{predictions} has no scores. `sscl evaluate {predictions} DATASET` writes them.")
+    recipe, stage = read_recipe(run), read_object(run / STAGE, "seconds", "commit", "versions")
+    values = recipe.model_dump(mode="json")
+    values["dataset"] = Path(recipe.dataset).name  # a path says nothing elsewhere; the digest does
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / RECIPE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    text = (run / METRICS).read_text(encoding="utf-8")
+    write_text(out / "metrics.csv", _thinned(read_metrics(text, str(run / METRICS))))
+    for name in (SCORES, SUMMARY):
+        write_text(out / name, (scores / name).read_text(encoding="utf-8"))
+    last = sorted((run / CHECKPOINTS).glob("*.json"))[-1]
+    write_json(
+        out / RECORD,
+        {
+            "weights_sha256": read_json(last)["sha256"],
+            "metrics_sha256": sha256(run / METRICS),
+            "data_digest": recipe.data_digest,
+            "commit": stage["commit"],
+            "minutes": round(stage["seconds"] / 60, 1),
+            "iterations_per_second": round(recipe.iterations / stage["seconds"], 3),
+            "peak_memory_mib": round(stage["peak_memory_bytes"] / 2**20),
+            "predict_seconds": read_object(predictions / STAGE, "seconds")["seconds"],
+        },
+    )
+    return out
+
+
+def _thinned(entries: Sequence[Mapping[str, Any]]) -> str:
+    """CSV, one row a stretch of iterations inside one phase: the last iteration, the phase, the mean of each number."""
+    length = max(1, len(entries) // ROWS)
+    columns = list(dict.fromkeys(key for entry in entries for key in entry if key not in ("iteration", "phase")))
+    rows = []
+    for phase in dict.fromkeys(entry["phase"] for entry in entries):
+        mine = [entry for entry in entries if entry["phase"] == phase]
+        for start in range(0, len(mine), length):
+            stretch = mine[start : start + length]
+            means = [_mean([entry[key] for entry in stretch if key in entry]) for key in columns]
+            rows.append([stretch[-1]["iteration"], phase, *means])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["iteration", "phase", *columns], *rows])
+    return text.getvalue()
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.5g}" if values else ""
