@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sscl.core.batch import Batch, Clock
 from sscl.core.config import Config
@@ -37,6 +38,18 @@ class Average:
 
     teacher: str = "teacher"
     student: str = "student"
+    second: str | None = None
+    """Another student: the teacher follows share student + (1 - share) second."""
+    share: float = 1.0
+    steps: int = 1
+    """It moves after each of so many optimiser steps of an iteration, by one alpha; they are the last ones."""
+
+    def followed(self, state: State, name: str) -> Tensor:
+        """What the teacher's parameter `name` follows, in double precision."""
+        weight = state[f"{self.student}.{name}"].double()
+        if self.second is None:
+            return weight
+        return self.share * weight + (1 - self.share) * state[f"{self.second}.{name}"].double()
 
 
 # ---------------------------------------------------------------- running a method
@@ -83,6 +96,17 @@ def advance(trainer: Trainer, stop_at: int) -> list[dict[str, Any]]:
     return logs
 
 
+def advance_watched(trainer: Trainer) -> list[State]:
+    """One iteration; the weights right after each optimiser step of it."""
+    states: list[State] = []
+    handle = register_optimizer_step_post_hook(lambda *_: states.append(copied(trainer.method.state_dict())))
+    try:
+        advance(trainer, trainer.iteration + 1)
+    finally:
+        handle.remove()
+    return states
+
+
 def two_steps_a_phase(cls: Cls, config: Any) -> int:
     """The fewest iterations that give every phase two."""
     phases = cls.phases(config)
@@ -96,6 +120,14 @@ def late(phase: Phase) -> Clock:
 
 def weights_of(module: nn.Module) -> list[Tensor]:
     return [weight for weight in module.parameters() if weight.requires_grad]
+
+
+@torch.no_grad()
+def move_apart(method: Method) -> None:
+    """Moves teachers a little: while they equal their students, a squared distance between the two has no slope."""
+    for weight in method.parameters():
+        if not weight.requires_grad:
+            weight.add_(0.01 * torch.randn_like(weight))
 
 
 def alive(gradients: tuple[Tensor | None, ...]) -> bool:
@@ -121,12 +153,13 @@ def equal(first: State, second: State) -> bool:
 def check_links(cls: Cls, config: Any, through: tuple[str, ...] = ()) -> None:
     """Every named term moves the loss, and its player moves the term; nobody else gets gradient.
 
-    through: networks that a loss passes on its way to its player (an adversary's weights, say).
+    through: networks that a loss passes on its way to its player (an adversary's weights, say), where there are any.
     """
     for phase in cls.phases(config):
         method = build(cls, config).train()
         method.begin(phase.name)
-        passed = [weight for name in through for weight in weights_of(method.get_submodule(name))]
+        move_apart(method)
+        passed = [weight for name, module in method.named_modules() if name in through for weight in weights_of(module)]
         for objective in method.step(batch_of(phase), late(phase)):
             player = weights_of(method.players()[objective.player])
             assert objective.terms, f"{objective.player} names no terms"
@@ -148,11 +181,12 @@ def check_halves(cls: Cls, config: Any, mixed: tuple[str, ...] = ()) -> None:
     for phase in cls.phases(config):
         method = build(cls, config).train()
         method.begin(phase.name)
+        move_apart(method)
         for module in method.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Dropout3d):
                 module.eval()
         batch = batch_of(phase)
-        label = (batch.label + 1).clamp(max=CLASSES - 1)
+        label = torch.where(batch.label == IGNORE, IGNORE, (batch.label + 1).clamp(max=CLASSES - 1))
         other = Batch(batch.labelled, label, batch.unlabelled, _targets(label))
         images = [batch.labelled.requires_grad_(), batch.unlabelled.requires_grad_()]
         pairs = zip(_steps_seeded(method, batch, phase), _steps_seeded(method, other, phase), strict=True)
@@ -171,7 +205,7 @@ def check_halves(cls: Cls, config: Any, mixed: tuple[str, ...] = ()) -> None:
 
 def _steps_seeded(method: Method, batch: Batch, phase: Phase) -> list[Any]:
     torch.manual_seed(0)
-    return list(method.step(batch, late(phase)))
+    return list(deepcopy(method).step(batch, late(phase)))  # a copy: the step moves the teachers
 
 
 class ClosedMasks(CaseStore):
@@ -222,7 +256,7 @@ def check_teachers(cls: Cls, config: Any, averages: tuple[Average, ...] | None =
     while trainer.iteration < trainer.iterations:
         before = copied(method.state_dict())
         t = trainer.iteration - last.start
-        advance(trainer, trainer.iteration + 1)
+        steps = advance_watched(trainer)
         after = method.state_dict()
         for average in averages:
             for name, _ in method.get_submodule(average.teacher).named_parameters():
@@ -232,7 +266,8 @@ def check_teachers(cls: Cls, config: Any, averages: tuple[Average, ...] | None =
                     expected = before[student].double()
                 if t >= 0:
                     alpha = min(1 - 1 / (t + 1), config.alpha) if config.ema_warmup else config.alpha
-                    expected = alpha * expected + (1 - alpha) * after[student].double()
+                    for state in steps[-average.steps :]:
+                        expected = alpha * expected + (1 - alpha) * average.followed(state, name)
                 # float32 rounds to 6e-8; an optimiser's step is far larger
                 torch.testing.assert_close(after[teacher].double(), expected, rtol=2e-7, atol=1e-9, msg=teacher)
 

@@ -1,7 +1,8 @@
 """Every method in the table keeps the promises of the design. What is particular to one stands in its own test."""
 
+import math
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import checks
 import pytest
@@ -87,13 +88,39 @@ def test_settings_said_to_be_without_effect_are_without(name: str) -> None:
     """With what a setting needs turned off, its other value changes nothing that a run leaves behind."""
     cls = method_class(name)
     short = configured(cls, **notes(name).short)
-    pairs = {(path, other) for path, needs in cls.Config.acts_with.items() for other in needs}
-    pairs.discard(("teacher_buffers", "teacher_eval"))  # copied into the teacher's state, where nothing reads them
-    for path, other in sorted(pairs):
-        base = checks.with_settings(short, {other: 0.0 if other == "pretrain_share" else False})
+    needs = {
+        (path, other): wanted
+        for path in checks.leaves(short)
+        for other, wanted in cls.Config.acts_with.get(path.split(".")[0], {}).items()
+    }
+    needs.pop(("teacher_buffers", "teacher_eval"), None)  # copied into the teacher's state, where nothing reads them
+    for (path, other), wanted in sorted(needs.items()):
+        base = checks.with_settings(short, {other: _off(short, other, wanted)})
         value = _other_value(name, base, path)
         with pytest.raises(AssertionError, match="changes nothing"):
             checks.check_field(cls, base, path, value, lambda config: _reference(cls, config))
+
+
+def _off(config: Any, other: str, wanted: Any) -> Any:
+    """A value of a setting other than those that are wanted of it."""
+    value, kind = getattr(config, other), type(config).model_fields[other].annotation
+    if wanted is True:
+        return type(value)(0)
+    choices = (True, False) if kind is bool else get_args(kind)
+    return next(c for c in choices if c not in (wanted if isinstance(wanted, tuple) else (wanted,)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_literature_schedule_is_another_training(name: str) -> None:
+    """Its settings exist, act together, and every phase runs its steps with them."""
+    cls = method_class(name)
+    short = configured(cls, **notes(name).short)
+    config = checks.with_settings(short, cls.literature.settings)
+    config.refuse_ignored(cls.literature.settings, name)
+    trainer = checks.trainer_of(cls, config, len(cls.phases(config)))
+    for log in checks.advance(trainer, trainer.iterations):
+        assert all(math.isfinite(value) for key, value in log.items() if "/" in key)
+    assert cls.literature.iterations >= len(cls.phases(config))
 
 
 def _other_value(name: str, base: Any, path: str) -> Any:

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from sscl.engine import checkpoint
 from sscl.engine.run import cut_metrics, only_writer, read_recipe, write_recipe
 from sscl.engine.train import Log, Trainer
 from sscl.stages.dataset import open_dataset
+from sscl.stages.recipe import resolve
 from sscl.stages.train import dry_run, train
 
 Train = Callable[..., Path]
@@ -63,6 +65,19 @@ def test_a_seed_decides_the_weights(trained: Path, train_tiny: Train, tmp_path: 
     first = weights(trained)
     learnt = [name for name in first if name.endswith("weight") and first[name].ndim > 1]
     assert not any(torch.equal(first[name], other[name]) for name in learnt)
+
+
+def test_the_schedule_says_whose_training_it_is(tiny: Tiny) -> None:
+    """Shared: the preset's iterations and settings. Literature: the method's own, whatever the preset."""
+    data = replace(open_dataset(tiny.dataset), preset="la-quick")
+
+    def resolved(method: str, schedule: Literal["shared", "literature"]) -> tuple[int, str, float]:
+        recipe = resolve(data, method, {}, None, 0, torch.device("cpu"), "float32", 1, schedule)
+        return recipe.iterations, recipe.config["optimiser"]["schedule"]["kind"], recipe.config["dropout"]
+
+    assert resolved("ua_mt", "shared") == (600, "poly", 0.0)
+    assert resolved("ua_mt", "literature") == (6000, "step", 0.5)
+    assert resolved("sscl", "literature") == (34_000, "poly", 0.5)
 
 
 @pytest.mark.slow

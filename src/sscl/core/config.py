@@ -24,7 +24,7 @@ class Config(BaseModel):
         """
         _refuse_unknown(cls, values, where)
         try:
-            return cls.model_validate(_tuples(dict(values)))
+            return cls.model_validate(_tuples(_completed(cls, values)))
         except ValidationError as error:
             first = error.errors()[0]
             path = ".".join(str(part) for part in first["loc"])
@@ -76,6 +76,17 @@ def _refuse_unknown(cls: type[Config], values: Mapping[Any, Any], where: str) ->
         for inner in (kind, *get_args(kind)):  # `Schedule`, or `Schedule | None`
             if isinstance(inner, type) and issubclass(inner, Config) and isinstance(value, Mapping):
                 _refuse_unknown(inner, value, f"{where}: {key}")
+
+
+def _completed(cls: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups given in part with the rest of the field's own default: a critic's optimiser is none of the usual ones."""
+    return {key: _filled(cls.model_fields[key].default, value) for key, value in values.items()}
+
+
+def _filled(default: Any, value: Any) -> Any:
+    if not (isinstance(default, Config) and isinstance(value, Mapping)):
+        return value
+    return default.model_dump() | {key: _filled(getattr(default, key), part) for key, part in value.items()}
 
 
 def _tuples(value: Any) -> Any:

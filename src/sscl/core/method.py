@@ -89,7 +89,7 @@ class MethodConfig(Config):
 
     acts_with: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings without effect unless others have a certain value, or one of several; True: are on, which is anything
-    but 0 and off.
+    but 0 and off. A group (a critic's optimiser) stands for all that is in it.
     """
 
     def refuse_ignored(self, explicit: Mapping[str, Any], where: str) -> None:
@@ -98,7 +98,7 @@ class MethodConfig(Config):
         explicit: what the user set, dotted or nested; defaults and presets are no promises.
         """
         for setting in _leaves(explicit):
-            for other, wanted in {**_SCHEDULE, **self.acts_with}.get(setting, {}).items():
+            for other, wanted in self._needs(setting).items():
                 value = attrgetter(other)(self)
                 allowed = wanted if isinstance(wanted, tuple) else (wanted,)
                 if (bool(value) if wanted is True else value) not in allowed:
@@ -106,11 +106,17 @@ class MethodConfig(Config):
                     now = f"{other}={value}".lower()
                     raise UserError(f"{where}: {setting} has no effect with {now}. Leave one of them out.{hint}")
 
+    def _needs(self, setting: str) -> dict[str, Any]:
+        """What a dotted setting needs of others: by `acts_with`, and inside of its optimiser."""
+        group, _, rest = setting.partition(".")
+        inside = _OPTIMISER.get(rest, {}) if isinstance(getattr(self, group), Optimiser) else {}
+        return {**self.acts_with.get(group, {}), **{f"{group}.{name}": wanted for name, wanted in inside.items()}}
 
-_SCHEDULE: dict[str, dict[str, Any]] = {
-    "optimiser.beta2": {"optimiser.kind": ("adam", "adamw")},
-    "optimiser.schedule.power": {"optimiser.schedule.kind": "poly"},
-    "optimiser.schedule.every": {"optimiser.schedule.kind": "step"},
+
+_OPTIMISER: dict[str, dict[str, Any]] = {
+    "beta2": {"kind": ("adam", "adamw")},
+    "schedule.power": {"schedule.kind": "poly"},
+    "schedule.every": {"schedule.kind": "step"},
 }
 
 

@@ -28,7 +28,19 @@ class Entry:
 METHODS: dict[str, Entry] = {
     "vnet": Entry("vnet:SupervisedVNet", 2016, "V-Net, supervised: Milletari et al., 3DV", "V-Net"),
     "mean_teacher": Entry("mean_teacher:MeanTeacher", 2017, "Mean teacher: Tarvainen and Valpola, NeurIPS", "V-Net"),
+    "dan": Entry("dan:DAN", 2017, "DAN: Zhang et al., MICCAI", "V-Net, critic"),
     "ua_mt": Entry("ua_mt:UAMT", 2019, "UA-MT: Yu et al., MICCAI", "V-Net"),
+    "advent": Entry("advent:Advent", 2019, "ADVENT (ADVNET, entropy minimisation): Vu et al., CVPR", "V-Net"),
+    "sassnet": Entry("sassnet:SASSNet", 2020, "SASSNet: Li et al., MICCAI", "V-Net with two heads, critic"),
+    "double_ua": Entry("double_ua:DoubleUA", 2020, "Double-UA: Wang et al., MICCAI; reconstructed by us", "V-Net"),
+    "lg_er_mt": Entry("lg_er_mt:LGERMT", 2020, "LG-ER-MT: Hang et al., MICCAI", "V-Net"),
+    "urpc": Entry("urpc:URPC", 2021, "URPC: Luo et al., MICCAI", "3-D U-Net with four heads"),
+    "dtc": Entry("dtc:DTC", 2021, "DTC: Luo et al., AAAI", "V-Net with two heads"),
+    "ss_net": Entry("ss_net:SSNet", 2022, "SS-Net: Wu et al., MICCAI", "V-Net, voxel heads"),
+    "coranet": Entry("coranet:CoraNet", 2022, "CoraNet: Shi et al., TMI", "V-Net with three heads"),
+    "gbdl": Entry("gbdl:GBDL", 2022, "GBDL: Wang and Lukasiewicz, CVPR", "latent model, then Bayesian U-Net"),
+    "ac_mt": Entry("ac_mt:ACMT", 2023, "AC-MT: Xu et al., MedIA", "V-Net"),
+    "bcp": Entry("bcp:BCP", 2023, "BCP: Bai et al., CVPR", "V-Net"),
     "sscl": Entry("sscl:SSCL", None, "SSCL: Liu et al.", "spatial-spectral V-Net, reconstruction V-Net"),
 }
 

@@ -110,6 +110,12 @@ class VNet(nn.Module):
         *finer, x5 = self.encoder(images)
         return self.decoder([*finer, self.dropout(x5)])
 
+    def embedded(self, images: Float[Tensor, "b c x y z"]) -> tuple[Tensor, Tensor]:
+        """Logits, and the embedding that the head reads: x9 behind its dropout, width channels, full size."""
+        *finer, x5 = self.encoder(images)
+        x9 = self.decoder.dropout(self.decoder.pyramid([*finer, self.dropout(x5)])[-1])
+        return self.decoder.head(x9), x9
+
 
 class Reconstructor(nn.Module):
     """SSCL's commonality learning module (sec. 3.2): a V-Net that gives back its input, linear output, no dropout.

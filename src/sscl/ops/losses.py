@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from sscl.core.batch import Batch
 from sscl.core.plan import IGNORE
 
 SMOOTH = 1e-5
@@ -59,6 +60,19 @@ def dice_loss_all_classes(
     """As `dice_loss`, but of the background as well, and with plain denominators: BCP's form."""
     p, y = _counted(probabilities, label)
     return _dice(p, y, p).mean()
+
+
+def voxels_that_count(batch: Batch) -> Bool[Tensor, "b 1 x y z"]:
+    """Where a loss on both halves may look: all of the unlabelled images, of the labelled ones what is not IGNORE."""
+    return (functional.pad(batch.label, (0, 0) * 3 + (0, len(batch.unlabelled))) != IGNORE).unsqueeze(1)
+
+
+def dice_loss_of_each_crop(
+    probabilities: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"]
+) -> Float[Tensor, ""]:
+    """As `dice_loss_all_classes`, but each crop by itself, then their mean: how BCP and CoraNet sum."""
+    crops = zip(probabilities, label, strict=True)
+    return torch.stack([dice_loss_all_classes(p.unsqueeze(0), y.unsqueeze(0)) for p, y in crops]).mean()
 
 
 def _counted(probabilities: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

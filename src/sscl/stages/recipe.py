@@ -38,7 +38,7 @@ def resolve(
         UserError: settings that the method does not have, a data set that it cannot learn from.
     """
     cls = method_class(method)
-    iterations_of_schedule, known = _schedule(cls, data.preset, schedule)
+    iterations_of_schedule, known = _schedule(method, data.preset, schedule)
     config = cls.Config.read(_nested({**known, **settings}), f"settings of '{method}'")
     config.refuse_ignored(settings, f"settings of '{method}'")
     if not data.split.labelled:
@@ -69,14 +69,16 @@ def resolve(
     )
 
 
-def _schedule(cls: type[Method], preset_name: str | None, schedule: Training) -> tuple[int, dict[str, Any]]:
+def _schedule(method: str, preset_name: str | None, schedule: Training) -> tuple[int, dict[str, Any]]:
     """Iterations, and settings of the method other than its defaults."""
+    cls = method_class(method)
     if schedule == "literature":
         return cls.literature.iterations, cls.literature.settings
     preset = PRESETS.get(preset_name or "")
     if preset is None:
         return DEFAULT_ITERATIONS, {}
-    return preset.iterations, {key: value for key, value in preset.method.items() if key in cls.Config.model_fields}
+    shared = {key: value for key, value in preset.method.items() if key in cls.Config.model_fields}
+    return preset.iterations, shared | preset.methods.get(method, {})
 
 
 def build_method(recipe: Recipe) -> Method:
