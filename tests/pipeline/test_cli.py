@@ -10,6 +10,7 @@ import pytest
 from tiny_set import Tiny
 
 from sscl import cli
+from sscl.core.config import Config
 from sscl.core.interrupt import Interrupted
 from sscl.methods import METHODS, method_class
 from sscl.stages.model import export
@@ -179,7 +180,9 @@ def test_explain_prints_equations_settings_and_defaults(method: str, capsys: Str
     config, literature = method_class(method).Config(), method_class(method).literature
     lines = {line.split()[0]: line for line in out.splitlines() if line}
     assert str(config.optimiser.learning_rate) in lines["optimiser.learning_rate"]
-    assert {name for name in type(config).model_fields if name != "optimiser"} <= lines.keys()
+    groups = {name for name in type(config).model_fields if isinstance(getattr(config, name), Config)}
+    assert type(config).model_fields.keys() - groups <= lines.keys()
+    assert {f"{group}.learning_rate" for group in groups} <= lines.keys()
     assert all(str(value) in lines[path] for path, value in literature.settings.items())
     assert f"{literature.iterations} iterations" in out
 

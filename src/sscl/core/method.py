@@ -65,7 +65,7 @@ class Literature(Config):
     """How the method's paper or code trains, where that differs from the `shared` schedule: `--schedule literature`."""
 
     iterations: PositiveInt
-    """Optimiser steps of the networks that are tested, all phases together."""
+    """Iterations of the engine, all phases together: batches, not optimiser steps, of which UCMT makes two."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Dotted names of the method's Config to values."""
 

@@ -63,6 +63,7 @@ _DOUBLED: dict[str, dict[str, Any]] = {
     "advent": {"supervised_weight": 1.0, "entropy": 0.2, "adversarial": 0.002},
     "dan": {"supervised_weight": 1.0, "adversarial": 0.2},
     "bcp": {"supervised_weight": 1.0},
+    "comwin": {"supervised_weight": 1.0},
 }
 
 # A teacher with a plain 0.999 would still be half the pre-trained student after 500 steps, hence SSCL's warm-up. GBDL's

@@ -23,7 +23,7 @@ from sscl.ops.ema import ema_, ema_alpha
 from sscl.ops.losses import cross_entropy, dice_loss_with_background, masked_mse
 from sscl.ops.perturb import gaussian_noise
 from sscl.ops.ramps import sigmoid_rampup
-from sscl.ops.uncertainty import entropy
+from sscl.ops.uncertainty import relative_entropy
 
 
 class ACMTConfig(MethodConfig):
@@ -116,7 +116,7 @@ class ACMT(Method):
         }
         unsup = terms["consistency"]
         if c.variant == "p_err":
-            terms["entropy"] = (_entropy(p) * ~m).sum() / (~m).sum().clamp(min=1)
+            terms["entropy"] = (relative_entropy(p) * ~m).sum() / (~m).sum().clamp(min=1)
             unsup = unsup + terms["entropy"]
         weight = c.consistency * sigmoid_rampup(clock.iteration, c.ramp_share * clock.total)
         loss = c.supervised_weight * (terms["ce"] + terms["dice"]) + weight * unsup
@@ -132,10 +132,10 @@ class ACMT(Method):
         """m, from p of the student's own pass and p_t; `mu` and `p_err` make further passes."""
         c, ramp = self.config, sigmoid_rampup(clock.iteration, clock.total)
         if c.variant == "ent":
-            return _entropy(p) >= c.threshold + (c.ent_end - c.threshold) * ramp
+            return relative_entropy(p) >= c.threshold + (c.ent_end - c.threshold) * ramp
         if c.variant == "mu":
             passes = [self.student(self._noisy(x_u)).float().softmax(1) for _ in range(c.mu_passes)]
-            return _entropy(torch.stack(passes).mean(0)) >= c.threshold + (c.mu_end - c.threshold) * ramp
+            return relative_entropy(torch.stack(passes).mean(0)) >= c.threshold + (c.mu_end - c.threshold) * ramp
         chosen = p.argmax(1, keepdim=True)
         if c.variant == "p_err":
             return chosen != self._nearest_class(x_u)
@@ -176,8 +176,3 @@ def nearest_prototype(
         prototype = (w * features).sum((0, 2, 3, 4), keepdim=True) / w.sum()  # NaN where there are none
         distances.append((features - prototype).square().sum(1))
     return torch.stack(distances, 1).nan_to_num(nan=math.inf).argmin(1)
-
-
-def _entropy(p: Tensor) -> Float[Tensor, "b 1 x y z"]:
-    """As a part of the largest one, ln C."""
-    return entropy(p) / math.log(p.shape[1])

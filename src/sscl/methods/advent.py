@@ -22,7 +22,7 @@ from sscl.nets.discriminator import PatchCritic
 from sscl.nets.vnet import VNet
 from sscl.ops.losses import cross_entropy, dice_loss
 from sscl.ops.ramps import sigmoid_rampup
-from sscl.ops.uncertainty import entropy
+from sscl.ops.uncertainty import entropy, self_information
 
 SOURCE, TARGET = 0.0, 1.0
 """The critic's answers: labelled, unlabelled."""
@@ -120,11 +120,6 @@ def mean_entropy(p: Float[Tensor, "b classes x y z"], batch: Batch) -> Float[Ten
     """Entropy as a share of the largest possible, mean over all voxels of both halves that a loss may look at."""
     counted = torch.cat([batch.label != IGNORE, torch.ones_like(batch.unlabelled[:, 0], dtype=torch.bool)])
     return (entropy(p)[:, 0] * counted).sum() / (math.log(p.shape[1]) * counted.sum().clamp(min=1))
-
-
-def self_information(p: Float[Tensor, "b classes x y z"]) -> Float[Tensor, "b classes x y z"]:
-    """Each class's part of the entropy, -p log p / log C; 1e-30 keeps the logarithm of 0 finite."""
-    return -p * (p + 1e-30).log() / math.log(p.shape[1])
 
 
 def verdict_loss(verdict: Float[Tensor, "b 1 x y z"], answer: float) -> Float[Tensor, ""]:

@@ -6,13 +6,11 @@ its segmentation and of its features among channels, weight the inconsistency on
 equation and number below is ours, so results of this file cannot be compared with published rows of Double-UA.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ from sscl.ops.ema import ema_, ema_alpha
 from sscl.ops.losses import cross_entropy, dice_loss, voxels_that_count
 from sscl.ops.perturb import gaussian_noise
 from sscl.ops.ramps import sigmoid_rampup
-from sscl.ops.uncertainty import entropy
+from sscl.ops.uncertainty import relative_entropy
 
 
 class DoubleUAConfig(MethodConfig):
@@ -101,7 +99,7 @@ class DoubleUA(Method):
         if c.u_term == "teacher":
             uncertainty = gauges["u_seg"] + gauges["u_feat"]
         if c.u_term == "student":
-            uncertainty = terms["uncertainty"] = _relative_entropy(p)[counted].mean()
+            uncertainty = terms["uncertainty"] = relative_entropy(p)[counted].mean()
         weight = c.consistency * sigmoid_rampup(clock.iteration, c.ramp_share * clock.total)
         supervised = c.supervised_weight * (terms["ce"] + terms["dice"])
         loss = supervised + weight * (terms["consistency"] + c.beta * uncertainty)
@@ -119,15 +117,10 @@ class DoubleUA(Method):
         p, activation = (torch.stack(results) for results in zip(*passes, strict=True))
         mu = p.mean(0)
         u_feat = activation.std(0, correction=0) / (activation.mean(0) + 1e-6)
-        return mu, _relative_entropy(mu), u_feat.clamp(max=1)
+        return mu, relative_entropy(mu), u_feat.clamp(max=1)
 
     def _pass(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities and A of one noisy pass with dropout."""
         z, features = self.teacher.embedded(gaussian_noise(images, self.config.noise, 2 * self.config.noise))
         activation = features.float().square().sum(1, keepdim=True)
         return z.float().softmax(1), activation / (activation.mean((2, 3, 4), keepdim=True) + 1e-6)
-
-
-def _relative_entropy(p: Float[Tensor, "b classes x y z"]) -> Float[Tensor, "b 1 x y z"]:
-    """As a part of the largest one, ln C."""
-    return entropy(p) / math.log(p.shape[1])

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from sscl.core.errors import UserError, unknown
 from sscl.core.files import read_object, sha256, write_atomic
@@ -19,6 +17,7 @@ from sscl.data.layouts import scans_in
 from sscl.data.preprocess import on_grid, preprocess, restore
 from sscl.engine.run import RECIPE, read_recipe
 from sscl.engine.window import Size, sliding_window
+from sscl.ops.pseudo import largest_components
 from sscl.stages.dataset import is_dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads
 from sscl.stages.folder import STAGE, digest, write_stage
@@ -139,7 +138,7 @@ def _predict_case(model: Model, case: str, paths: Sequence[Path], out: Path, opt
         raise UserError("the network's output is not finite. Try --precision float32.")
     label = restore(p, ras, plan)
     if options.largest_component:
-        label = _largest_components(label)
+        label = largest_components(torch.from_numpy(label).long().unsqueeze(0))[0].numpy()
     if options.probabilities:
         maps = np.stack([from_ras(channel, scan) for channel in on_grid(p, ras, plan)]).astype(np.float16)
         write_atomic(out / f"{case}.npz", lambda file: np.savez_compressed(file, probabilities=maps))
@@ -251,14 +250,3 @@ def _write_stage(
         cases={case: entry.mask for case, entry in done.items()},
         peak_memory_bytes=peak_memory_bytes(options.place),
     )
-
-
-def _largest_components(label: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Of each class, only the largest component, 26-connected as in the literature's code."""
-    kept = np.zeros_like(label)
-    for value in np.unique(label[label > 0]):
-        components, count = ndimage.label(label == value, structure=np.ones((3, 3, 3)))
-        sizes = np.bincount(components.ravel(), minlength=count + 1)
-        sizes[0] = 0
-        kept[components == sizes.argmax()] = value
-    return kept

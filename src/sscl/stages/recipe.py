@@ -71,14 +71,18 @@ def resolve(
 
 def _schedule(method: str, preset_name: str | None, schedule: Training) -> tuple[int, dict[str, Any]]:
     """Iterations, and settings of the method other than its defaults."""
-    cls = method_class(method)
+    literature = method_class(method).literature
     if schedule == "literature":
-        return cls.literature.iterations, cls.literature.settings
-    preset = PRESETS.get(preset_name or "")
-    if preset is None:
+        return literature.iterations, literature.settings
+    if preset_name not in PRESETS:
         return DEFAULT_ITERATIONS, {}
-    shared = {key: value for key, value in preset.method.items() if key in cls.Config.model_fields}
-    return preset.iterations, shared | preset.methods.get(method, {})
+    return PRESETS[preset_name].iterations, preset_settings(method, preset_name)
+
+
+def preset_settings(method: str, preset_name: str) -> dict[str, Any]:
+    """What a preset sets of a method: what it sets of all that have such a field, and what it sets of this one."""
+    preset, fields = PRESETS[preset_name], method_class(method).Config.model_fields
+    return {key: value for key, value in preset.method.items() if key in fields} | preset.methods.get(method, {})
 
 
 def build_method(recipe: Recipe) -> Method:
