@@ -15,6 +15,7 @@ from pathlib import Path
 from sscl.methods import METHODS
 from sscl.report.statistics import paired_difference
 from sscl.report.tables import dice_by_case, read_scores
+from sscl.stages.record import record
 
 SEEDS = range(5)
 HELD_OUT = ("--development", "51:60", "--test", "61:80")
@@ -32,11 +33,13 @@ def sscl(*arguments: object) -> None:
 
 def run(out: Path, method: str, labelled: str, seed: int) -> None:
     data, folder = out / f"data_{labelled}", out / f"{method}_{labelled}_{seed}"
-    if (folder / "predictions" / "scores" / "scores.csv").exists():
+    if (out / "records" / folder.name).exists():
         return
     sscl("train", data, "-o", folder, "--method", method, "--seed", seed, "--threads", 1)
     sscl("predict", folder, data, "--split", "test", "--threads", 1)
-    sscl("evaluate", folder / "predictions", data, "--split", "test")
+    if not (folder / "predictions" / "scores").exists():
+        sscl("evaluate", folder / "predictions", data, "--split", "test")
+    record(folder, folder / "predictions", out / "records" / folder.name)
 
 
 def dice(folder: Path) -> dict[str, float]:
