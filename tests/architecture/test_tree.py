@@ -85,6 +85,12 @@ def test_source_files_are_short() -> None:
     assert {name: lines for name, lines in lengths.items() if lines >= 400} == {}
 
 
+def test_the_example_in_contributing_is_the_file() -> None:
+    whole, line = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
+    assert whole == (SOURCE / "methods" / "dtc.py").read_text()
+    assert line.strip().removesuffix("),") in (SOURCE / "methods" / "__init__.py").read_text()
+
+
 def test_no_file_names_a_package_index_or_a_folder_of_one_machine() -> None:
     """A checkout installs from wherever its user's pip is told to. Written in halves, because this file is read too."""
     forbidden = [

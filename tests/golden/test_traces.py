@@ -50,9 +50,12 @@ def trace(name: str) -> list[dict[str, Any]]:
     return logs
 
 
-@pytest.mark.parametrize("name", METHODS)
+EXPECTED = json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
 def test_losses_are_what_they_were(name: str) -> None:
-    expected = json.loads(FILE.read_text(encoding="utf-8"))[name]
+    expected = EXPECTED[name]
     found = trace(name)
     assert [log.keys() for log in found] == [log.keys() for log in expected]
     for log, before in zip(found, expected, strict=True):
