@@ -1,11 +1,9 @@
 """The comparisons in docs/results/la_half.md and methods.md: every command, one thread each. A killed sweep goes on.
 
 python benchmarks/la_half.py OUT [METHOD ...]     (needs SSCL_DATA; about 2 hours on 2 cores, two runs at a time; with
-methods, only their runs, one at a time)
+methods, only their runs, one at a time). Tables of OUT/records: la_half_tables.py.
 """
 
-import csv
-import json
 import os
 import subprocess
 import sys
@@ -13,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sscl.methods import METHODS
-from sscl.report.statistics import paired_difference
-from sscl.report.tables import dice_by_case, read_scores
 from sscl.stages.record import record
 
 SEEDS = range(5)
@@ -42,11 +38,6 @@ def run(out: Path, method: str, labelled: str, seed: int) -> None:
     record(folder, folder / "predictions", out / "records" / folder.name)
 
 
-def dice(folder: Path) -> dict[str, float]:
-    scores = folder / "predictions" / "scores" / "scores.csv"
-    return dice_by_case(read_scores(scores.read_text(encoding="utf-8"), str(scores)))
-
-
 def main(out: Path, *only: str) -> None:
     for name, lists in DATA.items():
         sscl(
@@ -61,20 +52,6 @@ def main(out: Path, *only: str) -> None:
         )
     with ThreadPoolExecutor(1 if only else 2) as pool:
         list(pool.map(lambda job: run(out, *job), [job for job in RUNS if not only or job[0] in only]))
-    if only:
-        return
-    scores = {job: dice(out / "{}_{}_{}".format(*job)) for job in RUNS}
-    with (out / "dice.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        cases = list(next(iter(scores.values())))
-        table.writerow(["method", "labelled", "seed", "mean", "minutes", *cases])
-        for job, values in scores.items():
-            stage = json.loads((out / "{}_{}_{}".format(*job) / "stage.json").read_text())
-            mean = sum(values.values()) / len(values)
-            table.writerow([*job, f"{mean:.4f}", f"{stage['seconds'] / 60:.1f}", *(f"{values[c]:.4f}" for c in cases)])
-    for method in ("mean_teacher", "sscl"):
-        ours, baseline = ({seed: scores[m, "8", seed] for seed in SEEDS} for m in (method, "vnet"))
-        print(method, "- vnet:", paired_difference(ours, baseline))
 
 
 main(Path(sys.argv[1]), *sys.argv[2:])
