@@ -25,7 +25,7 @@ from sscl.engine.run import cut_metrics, only_writer, read_recipe, write_recipe
 from sscl.engine.train import Log, Trainer
 from sscl.stages.dataset import open_dataset
 from sscl.stages.recipe import resolve
-from sscl.stages.train import dry_run, train
+from sscl.stages.train import EMPTY_STEPS, _pseudo_label_watch, dry_run, train
 
 Train = Callable[..., Path]
 
@@ -78,6 +78,16 @@ def test_the_schedule_says_whose_training_it_is(tiny: Tiny) -> None:
     assert resolved("ua_mt", "shared") == (600, "poly", 0.0)
     assert resolved("ua_mt", "literature") == (6000, "step", 0.5)
     assert resolved("sscl", "literature") == (34_000, "poly", 0.5)
+
+
+def test_a_teacher_that_finds_nothing_for_long_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    watch = _pseudo_label_watch()
+    for iteration in range(3 * EMPTY_STEPS):
+        found = 0.1 if iteration == EMPTY_STEPS // 2 else 0.0
+        watch({"iteration": iteration, "student/pseudo_foreground": found})
+        told = [record for record in caplog.records if "pretrain_share" in record.getMessage()]
+        assert len(told) == (iteration >= EMPTY_STEPS // 2 + EMPTY_STEPS)
+    watch({"iteration": 0, "student/loss": 0.0})  # a method without pseudo-labels
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ from sscl.stages.recipe import Training, build_method, resolve
 log = logging.getLogger("sscl")
 
 TIMED_STEPS = 20
+EMPTY_STEPS = 100
+"""So many iterations in a row without an organ in any pseudo-label are worth a warning."""
 CHECKPOINTS = "checkpoints"
 
 
@@ -242,6 +244,7 @@ def _run(
         noted_signals() as caught,
     ):
         saved = began = time.monotonic()
+        watch = _pseudo_label_watch()
 
         def save() -> None:
             _check_finite(trainer)
@@ -257,6 +260,7 @@ def _run(
             metrics.write(json.dumps(entry) + "\n")
             write_board(entry)
             on_step(entry, trainer.iterations)
+            watch(entry)
             if caught:
                 return False
             if now - saved > checkpoint_minutes * 60:
@@ -269,6 +273,25 @@ def _run(
         save()
         if caught and trainer.iteration < trainer.iterations:
             raise Interrupted(caught[0], trainer.iteration)
+
+
+def _pseudo_label_watch() -> Callable[[Log], None]:
+    """Warns once when a teacher has not found an organ for long: until it does, unlabelled scans teach nothing."""
+    empty = 0
+
+    def watch(entry: Log) -> None:
+        nonlocal empty
+        shares = [value for key, value in entry.items() if key.endswith("/pseudo_foreground")]
+        empty = empty + 1 if shares == [0.0] else 0
+        if empty == EMPTY_STEPS:
+            log.warning(
+                "no pseudo-label of the last %d iterations holds an organ, so the unlabelled scans have taught nothing "
+                "in them. If that goes on, train longer (--iterations) or, where the method pre-trains, pre-train "
+                "longer (--set pretrain_share=0.5).",
+                EMPTY_STEPS,
+            )
+
+    return watch
 
 
 def _check_finite(trainer: Trainer) -> None:
