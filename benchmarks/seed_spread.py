@@ -2,7 +2,7 @@
 
 python benchmarks/seed_spread.py DATASET OUT.csv [METHOD]     (a data set of `la_half.py`; about 40 minutes for vnet)
 
-A grid of three initialisations by three orders of crops, as `--seed` draws them; each run scored at two iterations
+A grid of three initialisations by three orders of crops, as `--seed` draws them; each run scored at an iteration
 before its end too, and at its end with batch norm's statistics taken anew over 50 batches. Mean Dice of the development
 cases. A stopped grid goes on.
 """
@@ -29,7 +29,7 @@ from sscl.stages.recipe import build_method, resolve
 from sscl.volumes.files import read_image, read_label
 from sscl.volumes.geometry import to_ras
 
-SEEDS, EARLIER, CPU = range(3), (480, 540), torch.device("cpu")
+SEEDS, EARLIER, CPU = range(3), (540,), torch.device("cpu")
 
 
 def main(dataset: Path, out: Path, method: str = "vnet") -> None:
