@@ -109,6 +109,16 @@ def test_the_first_network_is_tested_and_knows_the_boundary_by_itself() -> None:
     assert not torch.equal(blind.softmax(1), expected)
 
 
+def test_comwin_plus_drops_the_channels_that_the_v_net_drops() -> None:
+    torch.manual_seed(0)
+    net, images = BoundaryAwareVNet(1, 3, 2, 0.5, 4).train(), batch().images
+    torch.manual_seed(1)
+    x1, x8, _ = net.coarse(images)
+    blind = net.fine(x1, x8, torch.zeros(4, 16, 16, 8, dtype=torch.long))
+    torch.manual_seed(1)
+    assert torch.equal(blind, net.vnet(images))
+
+
 def attention_in_numpy(x: Array, label: Array, module: WindowAttention) -> Array:
     """Window by window, voxel pair by voxel pair, on a volume padded with its edge."""
     w, (b, _, *lengths) = module.window, x.shape

@@ -88,14 +88,18 @@ class Latent(nn.Module):
     def __init__(self, q: SliceGaussians, x_hat: Tensor, logits: Sequence[Tensor]) -> None:
         super().__init__()
         self.q, self.x_hat, self.logits, self.latents = q, x_hat, list(logits), []
+        self.seen: list[Tensor] = []
+        """Images that latents, then those that segmentations were asked of."""
 
     def infer(self, images: Tensor) -> SliceGaussians:
+        self.seen.append(images)
         return self.q
 
     def reconstruct(self, latents: Tensor, size: torch.Size) -> Tensor:
         return self.x_hat
 
     def features(self, images: Tensor) -> list[Tensor]:
+        self.seen.append(images)
         return [images]
 
     def segment(self, features: list[Tensor], latents: Tensor) -> Tensor:
@@ -161,6 +165,7 @@ def test_loss_of_the_latent_model(kl: str) -> None:
     assert objective.loss.item() == pytest.approx(ce + 2 * overlap + rec + 0.005 * divergence, rel=1e-5)
     assert objective.player == "latent"
     assert [len(z) for z in latent.latents] == [2]  # the mask is drawn for labelled crops only
+    assert list(map(torch.equal, latent.seen, (IMAGES, IMAGES[:2]))) == [True, True]
 
 
 def test_reconstruction_counts_every_channel() -> None:
@@ -189,6 +194,7 @@ def test_loss_of_the_segmentation_network() -> None:
     assert objective.loss.item() == pytest.approx(total, rel=1e-5)
     assert objective.player == "student"
     assert len({float(z.sum()) for z in latent.latents}) == 3  # another latent for every draw
+    assert list(map(torch.equal, latent.seen, (IMAGES[2:], IMAGES[2:]))) == [True, True]  # for those it labels
 
 
 def test_literature() -> None:
@@ -233,6 +239,20 @@ def test_every_slice_has_its_latent_and_keeps_its_place() -> None:
 def test_without_dropout_the_mean_is_one_pass() -> None:
     network, images = BayesianUNet(1, 3, 1, dropout=0.0), torch.randn(1, 1, 32, 32, 3)
     torch.testing.assert_close(network.mean(images, 3), network(images).softmax(1))
+
+
+@torch.no_grad()
+def test_dropout_takes_whole_channels_of_the_decoder_s_last_stage() -> None:
+    network, images = BayesianUNet(1, 3, 4, dropout=0.5), torch.randn(4, 1, 32, 32, 3)
+    given: list[Tensor] = []
+    network.head.register_forward_pre_hook(lambda _, features: given.append(features[0]))
+    network(images)
+    network.mean(images, 2)
+    drawn, *passes = (x.flatten(2).eq(0).all(2) for x in given)
+    assert 0 < drawn.float().mean() < 1
+    assert not torch.equal(drawn[0], drawn[1])  # in training another network for each image
+    assert all(torch.equal(gone[0], gone[row]) for gone in passes for row in range(4))  # at test the same one for all
+    assert 0 < torch.stack(passes).float().mean() < 1
 
 
 @torch.no_grad()

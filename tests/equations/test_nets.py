@@ -25,7 +25,7 @@ class TestParameters:
         assert size(SpectralEncoder()) == 700_800
 
     def test_student(self) -> None:
-        assert size(SpatialSpectralVNet(1, 2, 16, 0.5, SpectralEncoder())) == 10_149_666
+        assert size(SpatialSpectralVNet(1, 2, 16, 0.5, 0.5, SpectralEncoder())) == 10_149_666
 
     def test_reconstructor(self) -> None:
         assert size(Reconstructor()) == 9_448_849
@@ -54,7 +54,7 @@ class TestShapes:
     @pytest.mark.parametrize(("channels", "classes", "width"), [(1, 2, 1), (3, 5, 2), (2, 4, 3)])
     def test_any_channels_classes_and_width(self, channels: int, classes: int, width: int) -> None:
         images = torch.randn(2, channels, 32, 16, 16)
-        student = SpatialSpectralVNet(channels, classes, width, 0.5, SpectralEncoder(channels, width))
+        student = SpatialSpectralVNet(channels, classes, width, 0.5, 0.5, SpectralEncoder(channels, width))
         x_hat, f_c = Reconstructor(channels, width)(images)
         assert x_hat.shape == images.shape
         assert f_c.shape == (2, 16 * width, 2, 1, 1)
@@ -164,7 +164,7 @@ def test_without_skips_everything_passes_the_common_features() -> None:
 
 def test_student_is_the_v_net_without_spectral_and_common_features() -> None:
     torch.manual_seed(0)
-    v_net, student = VNet(1, 2, 2), SpatialSpectralVNet(1, 2, 2, 0.5, None)
+    v_net, student = VNet(1, 2, 2), SpatialSpectralVNet(1, 2, 2, 0.5, 0.5, None)
     student.load_state_dict({k.replace("encoder.", "spatial.", 1): v for k, v in v_net.state_dict().items()})
     images = torch.randn(2, 1, 32, 32, 16)
     torch.manual_seed(1)
@@ -177,7 +177,7 @@ def test_features_are_added_at_the_bottleneck() -> None:
     """Equation 5 and sec. 3.2: F_spa + F_spe + F_c."""
     torch.manual_seed(0)
     spectral = SpectralEncoder(1, 2)
-    student = SpatialSpectralVNet(1, 2, 2, 0.0, spectral)
+    student = SpatialSpectralVNet(1, 2, 2, 0.0, 0.0, spectral)
     images, f_c = torch.randn(2, 1, 32, 32, 16), torch.randn(2, 32, 2, 2, 1)
     seen: list[Tensor] = []
     student.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][-1]))
@@ -188,7 +188,7 @@ def test_features_are_added_at_the_bottleneck() -> None:
 @pytest.mark.parametrize("kind", ["vnet", "student"])
 def test_dropout_acts_on_whole_channels_at_the_bottleneck_and_before_the_head(kind: str) -> None:
     torch.manual_seed(0)
-    net: nn.Module = VNet(1, 2, 4) if kind == "vnet" else SpatialSpectralVNet(1, 2, 4, 0.5, SpectralEncoder(1, 4))
+    net: nn.Module = VNet(1, 2, 4) if kind == "vnet" else SpatialSpectralVNet(1, 2, 4, 0.5, 0.5, SpectralEncoder(1, 4))
     places = {name: module for name, module in net.named_modules() if isinstance(module, nn.Dropout3d)}
     assert {name: module.p for name, module in places.items()} == {"dropout": 0.5, "decoder.dropout": 0.5}
     inputs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -207,7 +207,7 @@ def test_dropout_acts_on_whole_channels_at_the_bottleneck_and_before_the_head(ki
 
 def test_gradient_reaches_both_encoders() -> None:
     torch.manual_seed(0)
-    student = SpatialSpectralVNet(1, 2, 2, 0.5, SpectralEncoder(1, 2))
+    student = SpatialSpectralVNet(1, 2, 2, 0.5, 0.5, SpectralEncoder(1, 2))
     out = student(torch.randn(2, 1, 32, 32, 16))
     assert gradient(student.spatial, out)
     assert student.spectral is not None

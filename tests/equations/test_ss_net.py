@@ -95,9 +95,9 @@ def vat_by_hand(x: Array, d: Array, w: float, counted: Array, xi: float, magnitu
     return bd(both(p(x + magnitude * unit(g))), both(p_0))
 
 
-@pytest.mark.parametrize(("xi", "magnitude"), [(10.0, 10.0), (2.0, 3.0)])
-def test_vat_follows_the_gradient_of_its_divergence(xi: float, magnitude: float) -> None:
-    method = build(xi=xi, magnitude=magnitude)
+@pytest.mark.parametrize(("settings", "xi", "magnitude"), [({}, 10.0, 10.0), ({"xi": 2.0, "magnitude": 3.0}, 2.0, 3.0)])
+def test_vat_follows_the_gradient_of_its_divergence(settings: dict[str, float], xi: float, magnitude: float) -> None:
+    method = build(**settings)
     method.student = Slope(0.7)  # type: ignore[assignment]
     method.heads = VoxelHeads(1, 1)
     labelled, unlabelled = voxels(0.5, -1.0, 2.0, 0.1), voxels(-0.3, 1.2, 0.4, -2.0)
@@ -158,7 +158,7 @@ class _First(nn.Module):
 
 
 def test_the_paper_s_highest_scores_are_remembered_and_the_code_s_lowest_only_on_request() -> None:
-    assert SSNetConfig().memory_rank == "highest"
+    assert (SSNetConfig().memory_rank, SSNetConfig().memory) == ("highest", 32)
     assert remembered("highest") == [pytest.approx([3, 1]), pytest.approx([4, 1])]
     assert remembered("lowest") == [pytest.approx([1, 1]), pytest.approx([2, 1])]
 

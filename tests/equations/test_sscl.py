@@ -26,7 +26,11 @@ CONTRACT = Notes(
         {"pseudo": "confident", "pretrain_share": 0.0, "threshold": 0.3},
     ),
     short={"pretrain_share": 0.4},
-    values={"pretrain_share": 0.6, "spectral_stages": (1, 2, 1, 1, 1)},  # 2 steps of 3 instead of 1
+    values={
+        "pretrain_share": 0.6,  # 2 steps of 3 instead of 1
+        "spectral_stages": (1, 2, 1, 1, 1),
+        "head_dropout": 0.25,
+    },
     under={
         "teacher_buffers": {"teacher_eval": True},
         "pseudo_absent": {"threshold": 0.95},  # no pseudo-label holds an organ
@@ -332,3 +336,28 @@ def test_the_rate_is_constant_in_pre_training_and_falls_over_formal_training() -
     assert rates(Schedule()) == pytest.approx(expected)
     assert rates(Schedule(kind="step", every=2)) == pytest.approx([0.01] * 5 + [0.001] * 2)
     assert rates(Schedule(kind="constant")) == [0.01] * 7
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_reconstructor_can_be_trained_alone_first(detach: bool) -> None:
+    method = build(pretrain_recon_first=True, pretrain_share=0.5, detach_common=detach)
+    spans = timeline(SSCL.phases(method.config), 8)
+    assert [(span.phase.name, span.start, span.stop) for span in spans] == [
+        ("reconstruct", 0, 2), ("pretrain", 2, 4), ("formal", 4, 8),
+    ]  # fmt: skip
+    trainer = Trainer(method, 8, 0, CPU)
+    student, reconstructor = weights(method.student), weights(method.get_submodule("reconstructor"))
+    log = trainer.step(trainer.spans[0], loaded())
+    assert [key for key in log if key.endswith("/loss")] == [f"{'reconstructor' if detach else 'student'}/loss"]
+    assert_weights(method.student, student)
+    with pytest.raises(AssertionError):
+        assert_weights(method.get_submodule("reconstructor"), reconstructor)
+
+
+def test_dropout_before_the_head_can_differ_from_that_on_the_bottleneck() -> None:
+    def rates(**settings: float) -> tuple[float, float]:
+        student = SSCL(SSCLConfig(width=2, **settings), 1, 2).student
+        return student.dropout.p, student.decoder.dropout.p
+
+    assert rates(dropout=0.25) == (0.25, 0.25)
+    assert rates(dropout=0.25, head_dropout=0.0) == (0.25, 0.0)

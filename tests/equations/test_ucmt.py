@@ -251,6 +251,21 @@ def test_the_students_start_apart_and_the_teacher_as_the_first() -> None:
     assert not [drop for drop in method.modules() if isinstance(drop, nn.Dropout3d) and drop.p]
 
 
+def test_the_teacher_s_statistics_are_of_one_pass_over_the_crops_as_they_are() -> None:
+    method, crops = build(blur=1.0), batch()
+    expected = deepcopy(method.teacher)
+    with torch.no_grad():
+        expected(crops.images)
+    list(method.step(crops, Clock(50, 100, "train", 50, 100)))
+    for mine, theirs in zip(method.teacher.buffers(), expected.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_ramp_is_5_of_1000_epochs_of_20_iterations() -> None:
+    first = next(build().step(batch(), Clock(50, 20_000, "train", 50, 20_000)))
+    assert first.gauges["weight"] == pytest.approx(0.1 * np.exp(-1.25))
+
+
 @pytest.mark.parametrize("wrong", [{"share": 0.9}, {"steps": 1}, {"second": "students.0"}])
 def test_the_contract_would_see_a_teacher_that_follows_otherwise(wrong: dict[str, Any]) -> None:
     (right,) = CONTRACT.averages or ()

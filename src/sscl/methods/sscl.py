@@ -30,6 +30,8 @@ _TAUGHT = {"unlabelled": True, "teacher": True}
 class SSCLConfig(MethodConfig):
     """The paper's numbers; where it is silent, the choices that docs/methods/sscl.md argues for."""
 
+    head_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Channel dropout before the last convolution, where it is to differ from that on F_spa, which is `dropout`."""
     lam: NonNegativeFloat = 0.5
     """Weight of the unsupervised loss (eq. 6, Table 5)."""
     alpha: float = Field(default=0.999, ge=0, le=1)
@@ -56,6 +58,8 @@ class SSCLConfig(MethodConfig):
     """4k of 34k iterations (sec. 4.1): supervised, without teacher."""
     pretrain_recon_unlabelled: bool = True
     """Pre-training batches are 2 + 2, and the reconstructor sees all four; off: 4 labelled crops."""
+    pretrain_recon_first: bool = False
+    """The reconstructor alone for the first half of pre-training; off: it and the student from the start."""
     pretrain_copy_paste: bool = False
     """Pre-train on crops pasted into each other, as BCP does."""
     detach_common: bool = True
@@ -96,6 +100,7 @@ class SSCLConfig(MethodConfig):
         "teacher_eval": _TAUGHT,
         "teacher_buffers": {**_TAUGHT, "teacher_eval": True},
         "pretrain_recon_unlabelled": {"pretrain_share": True, "unlabelled": True, "reconstructor": True},
+        "pretrain_recon_first": {"pretrain_share": True, "reconstructor": True},
         "pretrain_copy_paste": {"pretrain_share": True},
         "detach_common": {"reconstructor": True},
         "recon_skips": {"reconstructor": True},
@@ -126,7 +131,8 @@ class SSCL(Method):
                 c.spectral_local, c.spectral_stages,
             )  # fmt: skip
             spectral = nn.Sequential(encoder, nn.Dropout3d(c.spectral_dropout))
-        self.student = SpatialSpectralVNet(in_channels, num_classes, c.width, c.dropout, spectral)
+        head_dropout = c.dropout if c.head_dropout is None else c.head_dropout
+        self.student = SpatialSpectralVNet(in_channels, num_classes, c.width, c.dropout, head_dropout, spectral)
         self.reconstructor = Reconstructor(in_channels, c.width, c.recon_skips) if c.reconstructor else None
         self.common_dropout = nn.Dropout3d(c.recon_dropout)
         self.teacher = deepcopy(self.student).requires_grad_(False) if c.teacher and c.unlabelled else None
@@ -139,6 +145,9 @@ class SSCL(Method):
         second = (2, 2) if c.unlabelled else (4, 0)
         formal = Phase(name="formal", share=1 - share, batch=second, fresh_optimisers=True)
         pretrain = Phase(name="pretrain", share=share or 1, batch=first, schedule=Schedule(kind="constant"))
+        if share and c.reconstructor and c.pretrain_recon_first:
+            alone, joint = (pretrain.override({"name": n, "share": share / 2}, n) for n in ("reconstruct", "pretrain"))
+            return alone, joint, formal
         return (pretrain, formal) if share else (formal,)
 
     def players(self) -> Mapping[str, nn.Module]:
@@ -172,6 +181,10 @@ class SSCL(Method):
             if c.detach_common:
                 yield Objective("reconstructor", rec["rec"], rec)
                 f_c, rec = f_c.detach(), {}
+            elif clock.phase == "reconstruct":
+                yield Objective("student", rec["rec"], rec)  # the player that holds both networks
+            if clock.phase == "reconstruct":
+                return
             f_c = self.common_dropout(f_c)
         f_l, f_u = (None, None) if f_c is None else batch.split(f_c)
 

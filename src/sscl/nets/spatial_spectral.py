@@ -13,13 +13,19 @@ class SpatialSpectralVNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, width: int, dropout: float, spectral: nn.Module | None
+        self,
+        in_channels: int,
+        num_classes: int,
+        width: int,
+        dropout: float,
+        head_dropout: float,
+        spectral: nn.Module | None,
     ) -> None:
         super().__init__()
         self.spatial = VNetEncoder(in_channels, width)
         self.spectral = spectral
         self.dropout = nn.Dropout3d(dropout)
-        self.decoder = VNetDecoder(num_classes, width, dropout)
+        self.decoder = VNetDecoder(num_classes, width, head_dropout)
 
     def forward(
         self, images: Float[Tensor, "b c x y z"], f_c: Float[Tensor, "b d x5 y5 z5"] | None = None
