@@ -194,6 +194,36 @@ def test_p_err_is_drawn_to_the_teacher_where_the_prototype_disagrees_and_to_cert
     assert loss == pytest.approx(supervised + 0.1 * (numbers["consistency"] + numbers["entropy"]))
 
 
+def test_p_err_is_certain_where_its_noisy_passes_vary_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, seen, asked = torch.zeros(1, 1, 4, 2, 2), [], []
+
+    def one_pass(_: ACMT, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x)
+        organ = ((2.0, 2.0, 3.0, 3.0), (1.0, 1.0, 0.0, 0.0))[len(seen) - 1]  # logits of the two passes
+        wide = torch.tensor(organ).reshape(1, 1, 4, 1, 1).expand(1, 1, 4, 2, 2)
+        return torch.full((1, 1, 2, 1, 1), float(len(seen))), torch.cat([torch.zeros_like(wide), wide], 1)
+
+    def ask(features: Tensor, p: Tensor, certain: Tensor) -> Tensor:
+        asked.extend([features, p[:, 1], certain])
+        return torch.tensor([0, 1]).reshape(1, 2, 1, 1)
+
+    monkeypatch.setattr(ACMT, "_pass", one_pass)
+    monkeypatch.setattr("sscl.methods.ac_mt.nearest_prototype", ask)
+    nearest = ACMT(ACMTConfig(width=1, variant="p_err", p_err_passes=2), 1, 2)._nearest_class(images)
+    assert nearest.shape == (1, 1, 4, 2, 2)
+    assert nearest[0, 0, :, 0, 0].tolist() == [0, 0, 1, 1]
+    assert not torch.equal(*seen)
+    assert all(0 < x.abs().max() <= 0.2 for x in seen)
+    features, p, certain = asked
+    assert features.flatten().tolist() == [1.5, 1.5]
+    sigmoid = {z: 1 / (1 + math.exp(-z)) for z in (0.5, 1.0, 1.5, 2.0, 3.0)}
+    assert p.flatten().tolist() == pytest.approx([(sigmoid[2] + sigmoid[1]) / 2, (sigmoid[3] + 0.5) / 2])
+    # standard deviations of two are differences over root 2: of halved logits .077 and .22; of whole ones .106 and .32
+    assert (sigmoid[1] - sigmoid[0.5]) / math.sqrt(2) < 0.1 < (sigmoid[1.5] - 0.5) / math.sqrt(2)
+    assert (sigmoid[2] - sigmoid[1]) / math.sqrt(2) > 0.1
+    assert certain.flatten(2)[0].tolist() == [[True, True], [True, False]]
+
+
 def test_p_err_reads_features_of_half_the_resolution() -> None:
     torch.manual_seed(0)
     method = ACMT(ACMTConfig(width=2, dropout=0.0, noise=0.0, variant="p_err", p_err_passes=2), 1, 2)

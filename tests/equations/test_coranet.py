@@ -34,8 +34,10 @@ class Says(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
         self.logits = logits
+        self.given: list[Tensor] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        self.given.append(images)
         return tuple(self.scale * head[: len(images)] for head in self.logits)
 
 
@@ -171,6 +173,16 @@ def test_pseudo_labels_are_the_main_head_s() -> None:
     assert found.terms["certain"].item() == pytest.approx((100 * 1 + 100 * 5) / 4, rel=1e-4)
 
 
+def test_one_pass_each_over_the_crops_as_they_are() -> None:
+    """The teacher sees the unlabelled half, neither network sees noise, and pseudo-labels cost no pass of their own."""
+    method = build()
+    crops = replace(batch(), labelled=torch.full((2, 1, *SIZE), 1.0), unlabelled=torch.full((2, 1, *SIZE), 2.0))
+    step(method, crops, LATE)
+    (by_student,), (by_teacher,) = method.student.given, method.teacher.given
+    assert torch.equal(by_student, crops.images)
+    assert torch.equal(by_teacher, crops.unlabelled)
+
+
 # ---------------------------------------------------------------- network, teacher, phases
 
 
@@ -224,6 +236,9 @@ def test_the_teacher_starts_as_the_student_and_follows_without_warm_up() -> None
 def test_phases() -> None:
     pretrain, self_train = CoraNet.phases(CoraNetConfig(batch=(8, 8), pretrain_batch=8))
     assert (pretrain.batch, self_train.batch) == ((8, 0), (8, 8))
+    assert pretrain.schedule is not None
+    assert pretrain.schedule.kind == "constant"
+    assert self_train.schedule is None
     assert round(pretrain.share * CoraNet.literature.iterations) == 60 * 7
     assert not self_train.fresh_optimisers  # Adam goes on
     assert [phase.name for phase in CoraNet.phases(CoraNetConfig(pretrain_share=0.0))] == ["self_train"]

@@ -1,6 +1,7 @@
 """DAN: a network and a critic whose answers are written down, and who is in which mode when."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -57,12 +58,17 @@ class Judges(nn.Module):
         return torch.stack([torch.zeros_like(labelled), labelled], 1)
 
 
-def step(t: int = 100, label: tuple[int, int] = (1, 0), **settings: Any) -> tuple[DAN, list[Objective]]:
+def begin(t: int = 100, label: tuple[int, int] = (1, 0), **settings: Any) -> tuple[DAN, Iterator[Objective]]:
     method = DAN(DANConfig(width=1, critic_width=1, **settings), 1, 2).train()
     method.student, method.critic = Says(), Judges()  # type: ignore[assignment]
     crops = IMAGES.reshape(2, 1, 1, 2, 1, 1)
     batch = Batch(crops[0], torch.tensor(label).reshape(1, 2, 1, 1), crops[1])
-    return method, list(method.step(batch, Clock(t, 100, "train", t, 100)))
+    return method, method.step(batch, Clock(t, 100, "train", t, 100))
+
+
+def step(*args: Any, **settings: Any) -> tuple[DAN, list[Objective]]:
+    method, objectives = begin(*args, **settings)
+    return method, list(objectives)
 
 
 # The unlabelled crop's score is .1 * 3 - .7 = -.4, so "labelled" has the probability 1 / (1 + e^.4).
@@ -94,6 +100,15 @@ def test_the_critic_learns_from_the_network_without_dropout() -> None:
     halves = (math.log(1 + math.exp(-1.5)) + math.log(2)) / 2
     assert critic.player == "critic"
     assert critic.loss.item() == critic.terms["halves"].item() == pytest.approx(halves, abs=1e-6)
+
+
+def test_the_critic_learns_from_the_network_after_its_step() -> None:
+    method, objectives = begin()
+    next(objectives)
+    nn.init.constant_(method.student.scale, 2.0)  # what an optimiser would do: odds are squared
+    p, q, r, s = (p**2 / (p**2 + (1 - p) ** 2) for p in (0.9, 0.3, 0.2, 0.6))
+    halves = (math.log(1 + math.exp(-(p + 2 * q))) + math.log(1 + math.exp(3 * r - s))) / 2
+    assert next(objectives).loss.item() == pytest.approx(halves, abs=1e-6)
 
 
 def test_a_verdict_that_trains_the_network_is_made_without_dropout() -> None:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from by_hand import Array, dice
 from notes import Notes
 from scipy.special import expit
 from torch import Tensor, nn
@@ -33,19 +34,22 @@ CONSISTENCY = ((expit(-1500 * S) - P) ** 2).mean()
 class Says(nn.Module):
     """Given logits, which are its parameters."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Array = MASK, maps: Array = MAP) -> None:
         super().__init__()
-        self.mask, self.map = (nn.Parameter(torch.tensor(z, dtype=torch.float32)) for z in (MASK, MAP))
+        self.mask, self.map = (nn.Parameter(torch.tensor(z, dtype=torch.float32)) for z in (mask, maps))
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.stack([self.mask, self.map], 1).reshape(len(images), 2, -1, 1, 1)
+        return torch.stack([self.mask, self.map], 1).reshape(len(images), -1, 4, 1, 1)
 
 
-def step(iteration: int = 0, label: np.ndarray = LABEL, **settings: float) -> tuple[Says, Objective]:
-    method = DTC(DTCConfig(width=1, **settings), 1, 2)  # type: ignore[arg-type]
-    method.student = says = Says()  # type: ignore[assignment]
-    y, image = torch.from_numpy(label).reshape(1, 4, 1, 1), torch.zeros(1, 1, 4, 1, 1)
-    batch = Batch(image, y, image, {"signed_distance": signed_distance(y, 2)})
+def step(
+    iteration: int = 0, label: np.ndarray = LABEL, says: Says | None = None, classes: int = 2, **settings: float
+) -> tuple[Says, Objective]:
+    """Labelled crops, as many as `label` has rows, and an unlabelled one."""
+    method = DTC(DTCConfig(width=1, **settings), 1, classes)  # type: ignore[arg-type]
+    method.student = says = says or Says()  # type: ignore[assignment]
+    y, image = torch.from_numpy(label).reshape(-1, 4, 1, 1), torch.zeros(1, 1, 4, 1, 1)
+    batch = Batch(image.expand(len(y), -1, -1, -1, -1), y, image, {"signed_distance": signed_distance(y, classes)})
     (objective,) = method.step(batch, Clock(iteration, 100, "train", iteration, 100))
     return says, objective
 
@@ -100,6 +104,22 @@ def test_terms_leave_out_ignored_voxels_and_supervised_ones_the_unlabelled_half(
         assert gradient[0, :3].any()
         assert not gradient[0, 3]
         assert not gradient[1].any()
+
+
+def test_several_organs_in_several_crops() -> None:
+    """Each organ has one Dice over both labelled crops and a map in each; the second crop lacks organ 2."""
+    mask, maps = np.random.default_rng(0).normal(size=(2, 3, 2, 4)) * np.array([1, 0.001])[:, None, None, None]
+    label = np.array([[1, 1, 2, 0], [0, 1, 1, IGNORE]])
+    target = np.array([[[-1, 0, 0.5, 1], [1, 0.5, 0, 0.5]], [[1, 0, 0, 1], [0, 0, 0, 0]]])
+    _, objective = step(label=label, says=Says(mask, maps), classes=3)
+    p, s = expit(mask), np.tanh(maps)
+    counted = np.ones((3, 2, 4), bool)
+    counted[1, :, 3] = False
+    assert objective.terms["dice"].item() == pytest.approx(dice(np.insert(p[:2], 0, 0, axis=1), label), abs=1e-6)
+    expected = ((s[:2] - target) ** 2)[counted[:2]].mean()
+    assert objective.terms["distance"].item() == pytest.approx(expected, abs=1e-6)
+    expected = ((expit(-1500 * s) - p) ** 2)[counted].mean()
+    assert objective.terms["consistency"].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_predict_is_the_mask_head() -> None:

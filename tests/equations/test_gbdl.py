@@ -242,17 +242,31 @@ def test_without_dropout_the_mean_is_one_pass() -> None:
 
 
 @torch.no_grad()
-def test_dropout_takes_whole_channels_of_the_decoder_s_last_stage() -> None:
-    network, images = BayesianUNet(1, 3, 4, dropout=0.5), torch.randn(4, 1, 32, 32, 3)
+def test_dropout_takes_whole_channels_and_at_test_the_same_ones_of_every_image() -> None:
+    torch.manual_seed(0)
+    network, images = BayesianUNet(1, 3, 4, dropout=0.6), torch.randn(4, 1, 32, 32, 3)
+    made: list[Tensor] = []
     given: list[Tensor] = []
-    network.head.register_forward_pre_hook(lambda _, features: given.append(features[0]))
+    network.decoder.stages[-1].register_forward_hook(lambda _, __, x: made.append(x))
+    network.head.register_forward_pre_hook(lambda _, x: given.append(x[0]))
     network(images)
-    network.mean(images, 2)
-    drawn, *passes = (x.flatten(2).eq(0).all(2) for x in given)
-    assert 0 < drawn.float().mean() < 1
-    assert not torch.equal(drawn[0], drawn[1])  # in training another network for each image
-    assert all(torch.equal(gone[0], gone[row]) for gone in passes for row in range(4))  # at test the same one for all
-    assert 0 < torch.stack(passes).float().mean() < 1
+    mean = network.mean(images, 2)
+    gone = [x.flatten(2).eq(0).all(2) for x in given]
+    for before, after, channels in zip(made, given, gone, strict=True):
+        assert 0 < channels.float().mean() < 1
+        torch.testing.assert_close(after, before / 0.4 * ~channels[:, :, None, None, None])
+    assert not torch.equal(gone[0][0], gone[0][1])  # in training another network for each image
+    assert all(torch.equal(channels[0], channels[row]) for channels in gone[1:] for row in range(4))
+    expected = np.mean([softmax(array(network.head(x))) for x in given[1:3]], 0)
+    np.testing.assert_allclose(array(mean), expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_ten_passes_at_test_and_five_draws_for_a_pseudo_label() -> None:
+    method, images = GBDL(GBDLConfig.read(SMALL, "test"), 1, 2).eval(), torch.randn(1, 1, 32, 32, 3)
+    assert torch.equal(method.predict(images), method.student.mean(images, 10))
+    assert not torch.equal(method.predict(images), method.student.mean(images, 9))
+    assert method.config.draws == 5
 
 
 @torch.no_grad()

@@ -18,10 +18,10 @@ from sscl.methods import lg_er_mt
 from sscl.methods.lg_er_mt import LGERMT, LGERMTConfig, local_difference, random_blocks, similarity_difference
 
 
-def build(**settings: Any) -> LGERMT:
+def build(classes: int = 2, **settings: Any) -> LGERMT:
     """Without noise and dropout, the teacher other than the student."""
     torch.manual_seed(0)
-    method = LGERMT(LGERMTConfig(width=2, dropout=0.0, noise=0.0, **settings), 1, 2).train()
+    method = LGERMT(LGERMTConfig(width=2, dropout=0.0, noise=0.0, **settings), 1, classes).train()
     with torch.no_grad():
         for weight in method.teacher.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
@@ -118,9 +118,11 @@ def test_local_is_a_mean_over_pairs_of_one_block(monkeypatch: pytest.MonkeyPatch
 # ---------------------------------------------------------------- the loss
 
 
+@pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize(("iteration", "ramp"), [(0, math.exp(-5)), (50, math.exp(-1.25)), (100, 1.0)])
-def test_loss(iteration: int, ramp: float) -> None:
-    method, crops = build(), batch()
+def test_loss(iteration: int, ramp: float, classes: int) -> None:
+    """Of three classes, no voxel is of the second."""
+    method, crops = build(classes), batch(classes=classes)
     nets = deepcopy(method)
     objective = step(method, crops, iteration)
     p, p_t = (softmax(array(net(crops.images))) for net in (nets.student, nets.teacher))
@@ -132,6 +134,16 @@ def test_loss(iteration: int, ramp: float) -> None:
     unsup = 0.1 * terms["consistency"] + 0.01 * (terms["local"] + terms["global"] + terms["entropy"])
     expected = 0.5 * (cross_entropy(p[:2], y) + dice(p[:2], y)) + ramp * unsup
     assert objective.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_term_has_its_own_weight() -> None:
+    shares = {"local_share": 5.0, "global_share": 7.0, "entropy_share": 3.0}
+    method = build(consistency=0.5, ramp_share=0.5, supervised_weight=2.0, **shares)
+    objective = step(method, batch(), 25)
+    t = {name: term.item() for name, term in objective.terms.items()}
+    unsup = t["consistency"] + 5 * t["local"] + 7 * t["global"] + 3 * t["entropy"]
+    expected = 2 * (t["ce"] + t["dice"]) + 0.5 * math.exp(-1.25) * unsup
+    assert objective.loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_local_of_a_step_is_of_all_four_crops() -> None:

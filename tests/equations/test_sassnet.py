@@ -6,7 +6,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from by_hand import Array, array, batch, loaded
+from by_hand import Array, array, batch, dice, loaded
 from notes import Notes
 from scipy.special import expit
 from torch import Tensor, nn
@@ -50,14 +50,14 @@ FOOLING = -math.log(verdicts(S)[1])
 class Says(nn.Module):
     """Given logits, which are its parameters."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Array = MASK, maps: Array = MAP) -> None:
         super().__init__()
-        self.mask, self.map = (nn.Parameter(torch.tensor(z, dtype=torch.float32)) for z in (MASK, MAP))
+        self.mask, self.map = (nn.Parameter(torch.tensor(z, dtype=torch.float32)) for z in (mask, maps))
         self.seen: list[tuple[Tensor, bool]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen.append((images, self.training))
-        return torch.stack([self.mask, self.map], 1).reshape(len(images), 2, -1, 1, 1)
+        return torch.stack([self.mask, self.map], 1).reshape(len(images), -1, 4, 1, 1)
 
 
 class Judges(nn.Module):
@@ -148,6 +148,30 @@ def test_supervised_terms_leave_out_ignored_voxels() -> None:
         assert not gradient[0, 3]
 
 
+def test_several_organs_in_several_crops() -> None:
+    """Each organ has one Dice over both labelled crops and a map in each, all of which the critic sees at once; the
+    second crop lacks organ 2."""
+    method, _, judges = build()
+    mask, maps = np.random.default_rng(0).normal(size=(2, 3, 2, 4))
+    method.student = Says(mask, maps)  # type: ignore[assignment]
+    label = np.array([[1, 1, 2, 0], [0, 1, 1, IGNORE]])
+    target = np.array([[[-1, 0, 0.5, 1], [1, 0.5, 0, 0.5]], [[1, 0, 0, 1], [0, 0, 0, 0]]])
+    y, images = torch.from_numpy(label).reshape(2, 4, 1, 1), torch.zeros(3, 1, 4, 1, 1)
+    crops = Batch(images[:2], y, images[2:], {"signed_distance": signed_distance(y, 3)})
+    of_network, of_critic = method.step(crops, Clock(0, 100, "train", 0, 100))
+    p, s = expit(mask), np.tanh(maps)
+    counted = np.ones((2, 2, 4), bool)
+    counted[1, :, 3] = False
+    assert of_network.terms["dice"].item() == pytest.approx(dice(np.insert(p[:2], 0, 0, axis=1), label), abs=1e-6)
+    expected = ((s[:2] - target) ** 2)[counted].mean()
+    assert of_network.terms["distance"].item() == pytest.approx(expected, abs=1e-6)
+    assert [tuple(maps.shape[:2]) for maps, *_ in judges.seen] == [(1, 2), (3, 2)]
+    labelled = expit(s.sum((1, 2)))
+    assert of_network.terms["fooling"].item() == pytest.approx(-math.log(labelled[2]), abs=1e-6)
+    expected = -np.log([labelled[0], labelled[1], 1 - labelled[2]]).mean()
+    assert of_critic.loss.item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_critic_moves_by_its_own_loss_alone() -> None:
     torch.manual_seed(0)
     # 1e4: what the network's turn leaves in the critic's gradients would turn the signs
@@ -180,6 +204,7 @@ def test_optimisers() -> None:
     assert chosen["student"].kind == "sgd"
     adam = chosen["critic"]
     assert (adam.kind, adam.learning_rate, adam.momentum, adam.beta2) == ("adam", 1e-4, 0.9, 0.99)
+    assert adam.weight_decay == 0
     assert {adam.schedule.factor(Clock(t, 100, "train", t, 100)) for t in (0, 50, 99)} == {1.0}
 
 

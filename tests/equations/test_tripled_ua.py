@@ -168,16 +168,21 @@ class Random(nn.Module):
 
 
 def test_each_map_meets_the_target_of_its_own_crop_and_organ() -> None:
-    """The paper's code has one target without a channel for two channels, which fits a batch of 1 only."""
+    """The paper's code has one target without a channel for two channels, which fits a batch of 1 only. Dice, too, is
+    of each crop by itself."""
     method = TripledUA(TripledUAConfig(width=1, passes=2), 1, CLASSES)
     method.student = method.teacher = Random()  # type: ignore[assignment]
     labelled, unlabelled = torch.randn(2, 1, VOXELS, 1, 1), torch.randn(1, 1, VOXELS, 1, 1)
     label = torch.tensor([[2, 2, 2, 1], [1, 1, 0, 0]]).reshape(2, VOXELS, 1, 1)
     batch = Batch(labelled, label, unlabelled, {"signed_distance": signed_distance(label, CLASSES)})
     objective = next(method.step(batch, Clock(0, 100, "train", 0, 100)))
-    s = expit(array(Random()(batch.images)[1])[:2, :, :, 0, 0])
+    z, s = (array(answer)[:2, :, :, 0, 0] for answer in Random()(batch.images)[:2])
+    p, s = softmax(z), expit(s)
     expected = ((2 * s - (1 + np.stack([TARGET, CROSS_TARGET]))) ** 2).mean()
     assert objective.terms["distance"].item() == pytest.approx(expected, abs=1e-5)
+    y = np.stack([onehot(np.array(row)) for row in ([2, 2, 2, 1], [1, 1, 0, 0])])
+    losses = 1 - (2 * (p * y).sum(2) + 1e-5) / (p.sum(2) + y.sum(2) + 1e-5)
+    assert objective.terms["dice"].item() == pytest.approx(losses.sum(1).mean(), abs=1e-5)
 
 
 def test_surer_passes_count_more_and_belief_is_between_0_and_1() -> None:

@@ -33,17 +33,17 @@ class Says(nn.Module):
 
 
 def step(says: Says, iteration: int = END, **settings: object) -> Objective:
-    """A labelled and an unlabelled image of some voxels, and what the network says of both."""
-    classes, voxels = says.logits.shape[2:4]
+    """A labelled image of some voxels and unlabelled ones, and what the network says of all."""
+    rows, classes, voxels = says.logits.shape[1:4]
     method = URPC(URPCConfig.read({"width": 1, **settings}, "test"), 1, classes)
     method.student = says  # type: ignore[assignment]
-    images, label = torch.zeros(1, 1, voxels, 1, 1), LABEL[:, :voxels].clamp(max=classes - 1)
-    (objective,) = method.step(Batch(images, label, images), Clock(iteration, END, "train", iteration, END))
+    images, label = torch.zeros(rows, 1, voxels, 1, 1), LABEL[:, :voxels].clamp(max=classes - 1)
+    (objective,) = method.step(Batch(images[:1], label, images[1:]), Clock(iteration, END, "train", iteration, END))
     return objective
 
 
-def random_logits(classes: int = 3) -> Tensor:
-    return torch.randn(4, 2, classes, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+def random_logits(classes: int = 3, rows: int = 3) -> Tensor:
+    return torch.randn(4, rows, classes, 4, 1, 1, generator=torch.Generator().manual_seed(0))
 
 
 def foreground(*scales: tuple[float, ...]) -> Tensor:
@@ -66,7 +66,7 @@ def divergence(p: Array, q: Array) -> Array:
 
 
 def consistency(logits: Tensor, reverse: bool = False) -> tuple[float, float]:
-    """The two parts of L_con, scale by scale, from the unlabelled image's logits."""
+    """The two parts of L_con, scale by scale, from the unlabelled images' logits: one mean over both of them."""
     p = [softmax(array(z[1:])) for z in logits]
     p_bar = sum(p) / 4
     rectified, kl = [], []
@@ -171,7 +171,7 @@ def test_predict_is_the_finest_scale() -> None:
     method = URPC(URPCConfig(width=1), 1, 3)
     method.student = Says(random_logits())  # type: ignore[assignment]
     expected = softmax(array(random_logits()[0]))
-    np.testing.assert_allclose(array(method.predict(torch.zeros(2, 1, 4, 1, 1))), expected, rtol=1e-5)
+    np.testing.assert_allclose(array(method.predict(torch.zeros(3, 1, 4, 1, 1))), expected, rtol=1e-5)
 
 
 def test_each_scale_of_the_u_net_has_its_own_dropout() -> None:
