@@ -107,10 +107,13 @@ def test_pseudo_labels_without_a_teacher_are_the_student_s_own() -> None:
     assert found["student"].terms["unsup"].item() == pytest.approx(dice_ce(y[2:], y_p), rel=1e-4)
 
 
+@pytest.mark.parametrize("all_classes", [False, True])
 @pytest.mark.parametrize("absent", ["skip", "count"])
-def test_a_teacher_that_sees_no_organ_teaches_nothing(absent: str) -> None:
+def test_a_teacher_that_sees_no_organ_teaches_nothing(absent: str, all_classes: bool) -> None:
     """Or, as eq. 8 has it, that there is nothing: cross-entropy and Dice against background alone."""
-    method = build(pseudo_absent=absent, threshold=0.999, teacher=False)
+    settings = {"pseudo_absent": absent, "dice_all_classes": all_classes}
+    method = build(threshold=0.999, teacher=False, **settings)
+    method.config.refuse_ignored(settings, "test")
     found = objectives(method, FORMAL)["student"]
     assert found.gauges["pseudo_foreground"].item() == 0
     if absent == "skip":

@@ -29,8 +29,8 @@ class Preset(Config):
     """
 
 
-# LA, 2018 Atrial Segmentation Challenge. Paper sec. 4.1 and 4.2; patch, stride and z-score are those of UA-MT, SS-Net
-# and BCP. `mri_norm2.h5` holds no voxel size: the challenge's is 0.625 mm isotropic. 4k + 30k steps: paper sec. 4.2.
+# LA, 2018 Atrial Segmentation Challenge. Paper sec. 4.1; patch, stride and z-score are those of UA-MT, SS-Net
+# and BCP. `mri_norm2.h5` holds no voxel size: the challenge's is 0.625 mm isotropic. 4k + 30k steps: paper sec. 4.1.
 _LA = Preset(
     plan={
         "spacing_mm": (0.625, 0.625, 0.625),
@@ -111,7 +111,7 @@ _PANCREAS = Preset(
     iterations=34_000,
 )
 
-# KiTS19. Patch and stride: paper sec. 4.2; window: GBDL's; voxel size: nnU-Net's low-resolution plan for KiTS19, with
+# KiTS19. Patch and stride: paper sec. 4.1; window: GBDL's; voxel size: nnU-Net's low-resolution plan for KiTS19, with
 # which 128x128x64 covers both kidneys. The paper gives no voxel size, nor says whether the tumour (2) counts as kidney.
 # Here it does, because every table of the paper has one organ.
 _KITS19 = Preset(

@@ -93,7 +93,7 @@ class SSCLConfig(MethodConfig):
         "lam": {"unlabelled": True},
         "threshold": {"unlabelled": True},
         "pseudo": {"unlabelled": True},
-        "pseudo_absent": {"unlabelled": True, "dice_all_classes": False},
+        "pseudo_absent": {"unlabelled": True},
         "alpha": _TAUGHT,
         "ema_warmup": _TAUGHT,
         "teacher_noise": _TAUGHT,
