@@ -185,11 +185,11 @@ def test_p_err_is_drawn_to_the_teacher_where_the_prototype_disagrees_and_to_cert
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # the student says 0, 1, 1, 0
-    monkeypatch.setattr(ACMT, "_nearest_class", lambda *_: torch.tensor([0, 0, 1, 1]).reshape(1, 1, 4, 1, 1))
+    monkeypatch.setattr(ACMT, "_nearest_class", lambda *_: torch.tensor([0, 0, 1, 0]).reshape(1, 1, 4, 1, 1))
     numbers, loss = step(method_that_says(variant="p_err"), 100)
-    assert numbers["ambiguous"] == 0.5
-    assert numbers["consistency"] == pytest.approx((0.01 + 0) / 2)
-    assert numbers["entropy"] == pytest.approx((entropy(0.3) + entropy(0.6)) / 2, abs=1e-5)
+    assert numbers["ambiguous"] == 0.25
+    assert numbers["consistency"] == pytest.approx(0.01)
+    assert numbers["entropy"] == pytest.approx((entropy(0.3) + entropy(0.6) + entropy(0.2)) / 3, abs=1e-5)
     supervised = 0.5 * (numbers["ce"] + numbers["dice"])
     assert loss == pytest.approx(supervised + 0.1 * (numbers["consistency"] + numbers["entropy"]))
 
