@@ -6,7 +6,6 @@ The mean shape: labelled masks laid over each other with their scans' centres to
 that gives the labelled masks themselves the best mean Dice; put into the middle of every test scan.
 """
 
-import csv
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
@@ -32,9 +31,7 @@ def main(dataset: Path, out: Path) -> None:
         for case in data.split.test:
             scan = read_image(data.image_paths(case), len(data.plan.channels), data.plan.spacing_if_missing_mm)
             write_label(folder / f"{case}.nii.gz", constant(scan.array.shape[1:]).astype(np.uint8), scan)
-        evaluate(folder, dataset)
-        with (folder / "scores" / "scores.csv").open() as file:
-            scores = [float(row["dice"]) for row in csv.DictReader(file)]
+        scores = [score.values["dice"] or 0.0 for score in evaluate(folder, dataset).scores]
         print(f"{name}: Dice {fmean(scores):.3f} +- {stdev(scores):.3f}, {len(scores)} test cases")
 
 

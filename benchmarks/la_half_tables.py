@@ -3,7 +3,6 @@
 python benchmarks/la_half_tables.py docs/results/runs
 """
 
-import csv
 import json
 import sys
 from collections import defaultdict
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from sscl.report.statistics import paired_difference
+from sscl.report.tables import dice_by_case, read_scores
 
 Run = dict[str, Any]
 
@@ -24,8 +24,7 @@ def main(records: Path) -> None:
     for folder in sorted(path for path in records.iterdir() if path.is_dir()):
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
         if recipe["dataset"].startswith("data_") and recipe["plan"]["labels"] == ["background", "left_atrium"]:
-            with (folder / "scores.csv").open() as file:
-                rows = list(csv.DictReader(file))
+            rows = read_scores((folder / "scores.csv").read_text(), str(folder))
             facts = json.loads((folder / "record.json").read_text())
             runs[recipe["method"], len(recipe["labelled"])][recipe["seed"]] = facts | {"rows": rows}
     vnet = runs["vnet", 8]
@@ -53,7 +52,7 @@ FACTS = ("iterations_per_second", "peak_memory_mib")
 
 
 def dice(run: Run) -> Mapping[str, float]:
-    return {row["case"]: float(row["dice"]) for row in run["rows"]}
+    return dice_by_case(run["rows"])
 
 
 def mean_of(seeds: Mapping[int, Run]) -> float:

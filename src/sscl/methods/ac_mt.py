@@ -20,7 +20,7 @@ from sscl.core.method import Literature, Method, MethodConfig, Objective, Phase
 from sscl.nets.vnet import VNet
 from sscl.ops.confident_learning import label_errors
 from sscl.ops.ema import ema_, ema_alpha
-from sscl.ops.losses import cross_entropy, dice_loss_with_background, masked_mse
+from sscl.ops.losses import cross_entropy, dice_loss_with_background, masked_mean, masked_mse
 from sscl.ops.perturb import gaussian_noise
 from sscl.ops.ramps import sigmoid_rampup
 from sscl.ops.uncertainty import relative_entropy
@@ -116,7 +116,7 @@ class ACMT(Method):
         }
         unsup = terms["consistency"]
         if c.variant == "p_err":
-            terms["entropy"] = (relative_entropy(p) * ~m).sum() / (~m).sum().clamp(min=1)
+            terms["entropy"] = masked_mean(relative_entropy(p), ~m)
             unsup = unsup + terms["entropy"]
         weight = c.consistency * sigmoid_rampup(clock.iteration, c.ramp_share * clock.total)
         loss = c.supervised_weight * (terms["ce"] + terms["dice"]) + weight * unsup

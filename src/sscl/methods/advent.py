@@ -5,7 +5,6 @@ Segmentation", CVPR 2019. What SSCL's Table 2 calls ADVNET is most likely its di
 adversarial form takes labelled scans for the paper's source and unlabelled ones for its target.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -17,12 +16,11 @@ from torch.nn import functional
 
 from sscl.core.batch import Batch, Clock
 from sscl.core.method import Literature, Method, MethodConfig, Objective, Optimiser, Phase
-from sscl.core.plan import IGNORE
 from sscl.nets.discriminator import PatchCritic
 from sscl.nets.vnet import VNet
-from sscl.ops.losses import cross_entropy, dice_loss
+from sscl.ops.losses import cross_entropy, dice_loss, masked_mean, voxels_that_count
 from sscl.ops.ramps import sigmoid_rampup
-from sscl.ops.uncertainty import entropy, self_information
+from sscl.ops.uncertainty import relative_entropy, self_information
 
 SOURCE, TARGET = 0.0, 1.0
 """The critic's answers: labelled, unlabelled."""
@@ -118,8 +116,7 @@ class Advent(Method):
 
 def mean_entropy(p: Float[Tensor, "b classes x y z"], batch: Batch) -> Float[Tensor, ""]:
     """Entropy as a share of the largest possible, mean over all voxels of both halves that a loss may look at."""
-    counted = torch.cat([batch.label != IGNORE, torch.ones_like(batch.unlabelled[:, 0], dtype=torch.bool)])
-    return (entropy(p)[:, 0] * counted).sum() / (math.log(p.shape[1]) * counted.sum().clamp(min=1))
+    return masked_mean(relative_entropy(p), voxels_that_count(batch))
 
 
 def verdict_loss(verdict: Float[Tensor, "b 1 x y z"], answer: float) -> Float[Tensor, ""]:

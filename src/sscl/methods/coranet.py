@@ -11,14 +11,13 @@ import torch
 from jaxtyping import Float, Int64
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sscl.core.batch import Batch, Clock
 from sscl.core.method import Literature, Method, MethodConfig, Objective, Phase, Schedule
 from sscl.core.plan import IGNORE
 from sscl.nets.branched_vnet import BranchedVNet
 from sscl.ops.ema import ema_, ema_alpha
-from sscl.ops.losses import dice_ce, dice_loss_of_each_crop, masked_mse
+from sscl.ops.losses import cross_entropy, dice_ce, dice_loss_of_each_crop, masked_mse
 from sscl.ops.ramps import sigmoid_rampup
 
 
@@ -146,5 +145,4 @@ def cost_ce(
     """Cross-entropy whose voxels cost what their true class does; mean over the voxels that count."""
     costs = torch.full((logits.shape[1],), organ, device=logits.device)
     costs[0] = background
-    total = functional.cross_entropy(logits.float(), label, costs, ignore_index=IGNORE, reduction="sum")
-    return total / (label != IGNORE).sum().clamp(min=1)
+    return cross_entropy(logits.float(), label, costs)

@@ -7,7 +7,7 @@ Segmentation", MICCAI 2021. The tasks: masks, signed distances, and the parts of
 from collections.abc import Iterator, Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +18,7 @@ from sscl.core.plan import IGNORE
 from sscl.nets.three_decoders import ThreeDecoderVNet
 from sscl.ops.distance_map import distance_loss, signed_distance
 from sscl.ops.ema import ema_, ema_alpha
-from sscl.ops.losses import dice_loss_of_each_crop, masked_mse, mse, voxels_that_count
+from sscl.ops.losses import dice_loss_of_each_crop, masked_mean, masked_mse, mse, voxels_that_count
 from sscl.ops.perturb import gaussian_noise
 from sscl.ops.ramps import sigmoid_rampup
 from sscl.ops.uncertainty import relative_entropy
@@ -115,7 +115,7 @@ class TripledUA(Method):
         halves = batch.split(voxels_that_count(batch))
         for task, answer, (target, belief) in zip(TASKS, student, self._teach(batch.images), strict=True):
             errors = batch.split(belief * (answer - target).square())
-            terms[f"consistency_{task}"] = mean_of(errors[0], halves[0]) + mean_of(errors[1], halves[1])
+            terms[f"consistency_{task}"] = masked_mean(errors[0], halves[0]) + masked_mean(errors[1], halves[1])
             loss = loss + weight * terms[f"consistency_{task}"]
 
         if c.cross_task:
@@ -156,11 +156,6 @@ def integrate(p: Float[Tensor, "k b classes x y z"]) -> Float[Tensor, "b classes
     """Uncertainty-weighted integration: the mean over passes, where the surer ones count more."""
     w = (1 - torch.stack([relative_entropy(p_k) for p_k in p])).softmax(0)
     return (w * p).sum(0)
-
-
-def mean_of(errors: Float[Tensor, "b c x y z"], voxels: Bool[Tensor, "b 1 x y z"]) -> Float[Tensor, ""]:
-    """Mean over channels and these voxels; 0 where there are none."""
-    return (errors * voxels).sum() / (errors.shape[1] * voxels.sum()).clamp(min=1)
 
 
 def parts(

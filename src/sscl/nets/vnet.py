@@ -107,8 +107,7 @@ class VNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b classes x y z"]:
         """Logits."""
-        *finer, x5 = self.encoder(images)
-        return self.decoder([*finer, self.dropout(x5)])
+        return self.embedded(images)[0]
 
     def embedded(self, images: Float[Tensor, "b c x y z"]) -> tuple[Tensor, Tensor]:
         """Logits, and the embedding that the head reads: x9 behind its dropout, width channels, full size."""

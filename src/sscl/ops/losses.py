@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -89,9 +89,13 @@ def _dice(p: Tensor, y: Tensor, volume: Tensor) -> Tensor:
     return 1 - overlap / (volume.sum(axes) + y.sum(axes) + SMOOTH)
 
 
-def cross_entropy(logits: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"]) -> Float[Tensor, ""]:
-    """Mean over the voxels that count; 0, not NaN, where none does."""
-    total = functional.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
+def cross_entropy(
+    logits: Float[Tensor, "b classes x y z"],
+    label: Int64[Tensor, "b x y z"],
+    costs: Float[Tensor, " classes"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean over the voxels that count; 0, not NaN, where none does. costs: factor of a voxel by its true class."""
+    total = functional.cross_entropy(logits, label, costs, ignore_index=IGNORE, reduction="sum")
     return total / (label != IGNORE).sum().clamp(min=1)
 
 
@@ -113,7 +117,10 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor
 
     UA-MT: sum(m (p_s - p_t)^2) / (C sum(m)).
     """
-    mask = mask.to(prediction.dtype)
-    return ((prediction - target).square() * mask).sum() / (prediction.shape[1] * mask.sum()).clamp(
-        min=torch.finfo(mask.dtype).tiny
-    )
+    return masked_mean((prediction - target).square(), mask)
+
+
+def masked_mean(values: Float[Tensor, "b c x y z"], mask: Shaped[Tensor, "b 1 x y z"]) -> Float[Tensor, ""]:
+    """Mean over the voxels of `mask` and over the channels; 0 where the mask is empty."""
+    mask = mask.to(values.dtype)
+    return (values * mask).sum() / (values.shape[1] * mask.sum()).clamp(min=torch.finfo(mask.dtype).tiny)
