@@ -36,10 +36,10 @@ def softmax(z: Array) -> Array:
     return e / e.sum(1, keepdims=True)
 
 
-def dice(p: Array, label: Array) -> float:
-    """Foreground classes, squared denominators, one sum over the rows; labels below 0 are left out."""
+def dice(p: Array, label: Array, first: int = 1) -> float:
+    """Classes from `first` on, squared denominators, one sum over the rows; labels below 0 are left out."""
     losses = []
-    for c in range(1, p.shape[1]):
+    for c in range(first, p.shape[1]):
         pc, yc = p[:, c][label >= 0], (label == c)[label >= 0]
         losses.append(1 - (2 * (pc * yc).sum() + 1e-5) / ((pc**2).sum() + yc.sum() + 1e-5))
     return float(np.mean(losses))

@@ -73,7 +73,7 @@ def step(t: int = 100, **settings: Any) -> list[Objective]:
 def supervised() -> float:
     p, y = np.array(LABELLED), np.array(LABEL)
     both, rows = np.stack([1 - p, p])[None, ..., None, None], y.reshape(1, 4, 1, 1)
-    return 0.5 * (cross_entropy(both, rows) + dice(both, rows))
+    return 0.5 * (cross_entropy(both, rows) + dice(both, rows, first=0))
 
 
 def binary_entropy(p: Array) -> Array:

@@ -10,11 +10,12 @@ import torch
 from by_hand import Array, array, softmax
 from notes import Notes
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sscl.core.batch import Batch, Clock
 from sscl.core.method import Objective
 from sscl.core.plan import IGNORE
-from sscl.methods.coranet import CoraNet, CoraNetConfig, cost_ce
+from sscl.methods.coranet import CoraNet, CoraNetConfig, cost_ce, mean_cost_ce
 from sscl.nets.branched_vnet import BranchedVNet
 from sscl.nets.vnet import VNet
 
@@ -60,14 +61,20 @@ def step(method: CoraNet, crops: Batch, clock: Clock) -> Objective:
     return objective
 
 
-def segmentation(p: list[Array], y: Array, m: Array, cautious: tuple[int, int], bold: tuple[int, int]) -> float:
-    """(CE + Dice of the first head + CE of the two others at costs of background and organs) / 4, where m is 1."""
+def segmentation(
+    p: list[Array], y: Array, m: Array, cautious: tuple[int, int], bold: tuple[int, int], pseudo: bool = False
+) -> float:
+    """(CE + Dice of the first head + CE of the two others at costs of background and organs) / 4, where m is 1.
+
+    Costs weigh their mean, as PyTorch's weights do; on pseudo-labels the mean is over voxels.
+    """
     one_hot = np.stack([y == c for c in range(3)], 1) * m[:, None]
     costs = {0: (1, 1), 1: cautious, 2: bold}
     total = 0.0
     for head, (background, organ) in costs.items():
         weight = np.array([background, organ, organ])[:, None, None, None]
-        total -= (np.log(p[head]) * one_hot * weight).sum() / m.sum()
+        over = m.sum() if pseudo else (one_hot * weight).sum()
+        total -= (np.log(p[head]) * one_hot * weight).sum() / over
     overlap = 2 * (p[0] * one_hot).sum((2, 3, 4)) + 1e-5
     volume = (p[0] * m[:, None]).sum((2, 3, 4)) + one_hot.sum((2, 3, 4)) + 1e-5
     return float(total + (1 - overlap / volume).mean()) / 4
@@ -76,13 +83,23 @@ def segmentation(p: list[Array], y: Array, m: Array, cautious: tuple[int, int], 
 # ---------------------------------------------------------------- costs
 
 
-def test_costs_belong_to_the_true_class_and_the_mean_is_over_voxels() -> None:
+def test_costs_belong_to_the_true_class_and_the_mean_is_over_voxels_or_over_costs() -> None:
     z = torch.tensor([[0.0, math.log(3)]] * 3).T.reshape(1, 2, 3, 1, 1)  # class 1 at .75 everywhere
     y = torch.tensor([0, 1, IGNORE]).reshape(1, 3, 1, 1)
     missed, found = -math.log(0.25), -math.log(0.75)
     assert cost_ce(z, y, 5.0, 1.0).item() == pytest.approx((5 * missed + found) / 2)
     assert cost_ce(z, y, 1.0, 5.0).item() == pytest.approx((missed + 5 * found) / 2)
+    assert mean_cost_ce(z, y, 5.0, 1.0).item() == pytest.approx((5 * missed + found) / 6)
+    assert mean_cost_ce(z, y, 1.0, 5.0).item() == pytest.approx((missed + 5 * found) / 6)
     assert cost_ce(z, torch.full_like(y, IGNORE), 5.0, 1.0).item() == 0
+    assert mean_cost_ce(z, torch.full_like(y, IGNORE), 5.0, 1.0).item() == 0
+
+
+def test_labels_of_doctors_are_weighted_as_pytorch_does() -> None:
+    z, y = torch.randn(2, 3, *SIZE), batch().label
+    weights = torch.tensor([1.0, 5.0, 5.0])
+    expected = functional.cross_entropy(z, y, weights, ignore_index=IGNORE)
+    torch.testing.assert_close(mean_cost_ce(z, y, 1.0, 5.0), expected)
 
 
 def test_all_organs_cost_alike() -> None:
@@ -92,20 +109,15 @@ def test_all_organs_cost_alike() -> None:
 
 def test_the_conservative_head_fears_false_organ_voxels_and_the_radical_one_missed_ones() -> None:
     method = build()
-    method.student.logits = torch.zeros(3, 1, 3, 1, 1, 1)
-    one = Batch(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.long), torch.zeros(0, 1, 1, 1, 1))
-
-    def slopes(true: int) -> list[float]:
-        """How steeply the loss falls with the logit of the true class, of the conservative and the radical head."""
-        heads = method.student.logits.clone().requires_grad_()
-        method.student.logits = heads
-        loss = step(method, replace(one, label=torch.full_like(one.label, true)), PRETRAIN).loss
-        (slope,) = torch.autograd.grad(loss, heads)
-        return (-4 * slope[1:, 0, true, 0, 0, 0]).tolist()
-
-    assert slopes(0) == pytest.approx([5 * 2 / 3, 2 / 3])
-    assert slopes(1) == pytest.approx([2 / 3, 5 * 2 / 3])
-    assert slopes(2) == pytest.approx([2 / 3, 5 * 2 / 3])
+    method.student.logits = torch.zeros(3, 1, 3, 3, 1, 1)
+    label = torch.arange(3).reshape(1, 3, 1, 1)  # a voxel of the background and one of each organ
+    one = Batch(torch.zeros(1, 1, 3, 1, 1), label, torch.zeros(0, 1, 3, 1, 1))
+    heads = method.student.logits.requires_grad_()
+    (slope,) = torch.autograd.grad(step(method, one, PRETRAIN).loss, heads)
+    # how steeply the loss falls with the logit of the true class, of the conservative and of the radical head
+    conservative, radical = (-4 * slope[1:, 0, range(3), range(3), 0, 0]).tolist()
+    assert conservative == pytest.approx([5 / 7 * 2 / 3, 1 / 7 * 2 / 3, 1 / 7 * 2 / 3])
+    assert radical == pytest.approx([1 / 11 * 2 / 3, 5 / 11 * 2 / 3, 5 / 11 * 2 / 3])
 
 
 # ---------------------------------------------------------------- the losses
@@ -133,7 +145,7 @@ def test_self_training_loss(swapped: bool, iteration: int, ramp: float) -> None:
     assert 0 < m.mean() < 1
     labelled = segmentation(p_l, y, (y >= 0) * 1.0, (3, 1), (1, 3))
     costs = [(1, 3), (3, 1)] if swapped else [(3, 1), (1, 3)]
-    certain = segmentation(p_u, p_u[0].argmax(1).astype(float), m, *costs)
+    certain = segmentation(p_u, p_u[0].argmax(1).astype(float), m, *costs, pseudo=True)
     errors = [((s - t) ** 2).sum(1) for s, t in zip(p_u, p_t, strict=True)]
     uncertain = sum((error * (1 - m)).sum() / (1 - m).sum() for error in errors) / 3
     found = step(method, crops, Clock(20 + iteration, 100, "self_train", iteration, 80))
@@ -145,9 +157,9 @@ def test_self_training_loss(swapped: bool, iteration: int, ramp: float) -> None:
     assert float(found.gauges["certain_share"]) == pytest.approx(m.mean())
 
 
-def test_by_default_costs_do_not_change_heads_on_pseudo_labels() -> None:
+def test_by_default_costs_do_not_change_heads_on_pseudo_labels_as_they_do_in_the_literature_s_code() -> None:
     assert not CoraNetConfig().swap_weights
-    assert "swap_weights" not in CoraNet.literature.settings
+    assert CoraNet.literature.settings["swap_weights"]
 
 
 def test_heads_that_agree_everywhere_or_nowhere() -> None:
@@ -239,6 +251,6 @@ def test_phases() -> None:
     assert pretrain.schedule is not None
     assert pretrain.schedule.kind == "constant"
     assert self_train.schedule is None
-    assert round(pretrain.share * CoraNet.literature.iterations) == 60 * 7
+    assert round(pretrain.share * CoraNet.literature.iterations) == 60 * 8
     assert not self_train.fresh_optimisers  # Adam goes on
     assert [phase.name for phase in CoraNet.phases(CoraNetConfig(pretrain_share=0.0))] == ["self_train"]

@@ -80,9 +80,10 @@ def test_loss_of_the_network(t: int, ramp: float) -> None:
     _, (network, _) = step(t)
     p = np.array(TRAINING[:1])
     both, y = np.stack([1 - p, p], 1).reshape(1, 2, 2, 1, 1), np.array([[1, 0]]).reshape(1, 2, 1, 1)
-    ce, overlap = cross_entropy(both, y), dice(both, y)
+    ce, overlap = cross_entropy(both, y), dice(both, y, first=0)
     assert ce == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
-    assert overlap == pytest.approx(1 - 2 * 0.8 / (0.64 + 0.16 + 1), abs=1e-5)
+    organ, background = 2 * 0.8 / (0.64 + 0.16 + 1), 2 * 0.6 / (0.04 + 0.36 + 1)
+    assert overlap == pytest.approx(1 - (organ + background) / 2, abs=1e-5)
     assert network.player == "student"
     assert network.terms["fooling"].item() == pytest.approx(FOOLING, abs=1e-6)
     assert network.loss.item() == pytest.approx(0.5 * (ce + overlap) + 0.1 * ramp * FOOLING, abs=1e-5)
@@ -91,7 +92,8 @@ def test_loss_of_the_network(t: int, ramp: float) -> None:
 def test_an_ignored_voxel_is_in_neither_supervised_term() -> None:
     _, (network, _) = step(label=(1, -1))
     assert network.terms["ce"].item() == pytest.approx(-math.log(0.8), abs=1e-6)
-    assert network.terms["dice"].item() == pytest.approx(1 - 2 * 0.8 / (0.64 + 1), abs=1e-5)
+    organ, background = 2 * 0.8 / (0.64 + 1), 1e-5 / (0.04 + 1e-5)  # no voxel of the background is left
+    assert network.terms["dice"].item() == pytest.approx(1 - (organ + background) / 2, abs=1e-5)
 
 
 def test_the_critic_learns_from_the_network_without_dropout() -> None:

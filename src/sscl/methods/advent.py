@@ -18,7 +18,7 @@ from sscl.core.batch import Batch, Clock
 from sscl.core.method import Literature, Method, MethodConfig, Objective, Optimiser, Phase
 from sscl.nets.discriminator import PatchCritic
 from sscl.nets.vnet import VNet
-from sscl.ops.losses import cross_entropy, dice_loss, masked_mean, voxels_that_count
+from sscl.ops.losses import cross_entropy, dice_loss_with_background, masked_mean, voxels_that_count
 from sscl.ops.ramps import sigmoid_rampup
 from sscl.ops.uncertainty import relative_entropy, self_information
 
@@ -94,7 +94,7 @@ class Advent(Method):
         c = self.config
         z = self.student(batch.images).float()
         z_l, p = batch.split(z)[0], z.softmax(1)
-        terms = {"ce": cross_entropy(z_l, batch.label), "dice": dice_loss(z_l.softmax(1), batch.label)}
+        terms = {"ce": cross_entropy(z_l, batch.label), "dice": dice_loss_with_background(z_l.softmax(1), batch.label)}
         supervised = c.supervised_weight * (terms["ce"] + terms["dice"])
 
         if self.critic is None:

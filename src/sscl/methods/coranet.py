@@ -40,8 +40,8 @@ class CoraNetConfig(MethodConfig):
     """EMA of the teacher."""
     ema_warmup: bool = False
     """alpha = min(1 - 1/(t+1), alpha)."""
-    pretrain_share: float = Field(default=60 * 7 / (60 * 7 + 201 * 6), ge=0, lt=1)
-    """60 epochs of 7 iterations; then 201 of 6."""
+    pretrain_share: float = Field(default=60 * 8 / (60 * 8 + 201 * 6), ge=0, lt=1)
+    """60 epochs of 8 iterations; then 201 of 6."""
     pretrain_batch: PositiveInt = 4
     """Labelled crops a step of pre-training."""
     batch: tuple[PositiveInt, PositiveInt] = (2, 2)
@@ -53,7 +53,7 @@ class CoraNet(Method):
 
     Config = CoraNetConfig
     literature = Literature(
-        iterations=60 * 7 + 201 * 6,
+        iterations=60 * 8 + 201 * 6,
         settings={
             "optimiser.kind": "adam",
             "optimiser.learning_rate": 1e-3,
@@ -62,6 +62,7 @@ class CoraNet(Method):
             "optimiser.schedule.kind": "constant",
             "pretrain_batch": 8,
             "batch": (8, 8),
+            "swap_weights": True,
         },
     )
     config: CoraNetConfig
@@ -97,8 +98,8 @@ class CoraNet(Method):
         """Pre-training: L = L_l. Self-training: L = L_l + 0.5 (L_c + w(t) L_u)
 
         L_l = (CE + Dice of the main head + CE(5, 1) of the conservative + CE(1, 5) of the radical head) / 4
-        CE(k, n): a voxel of the background costs k, one of an organ n
-        L_c: the same with the main head's labels, on unlabelled voxels where the other two heads agree
+        CE(k, n): a voxel of the background costs k, one of an organ n; mean over the costs
+        L_c: the same with labels of the main head, a mean over the unlabelled voxels where the other two heads agree
         L_u = sum over classes of (p - p_t)^2, mean over the other voxels and over the three heads
         """
         c = self.config
@@ -117,7 +118,7 @@ class CoraNet(Method):
         errors = [masked_mse(z.float().softmax(1), p, ~certain.unsqueeze(1)) for z, p in zip(z_u, p_t, strict=True)]
         terms = {
             "labelled": self._segmentation(z_l, batch.label),
-            "certain": self._segmentation(z_u, pseudo, c.swap_weights),
+            "certain": self._segmentation(z_u, pseudo, pseudo=True),
             "uncertain": z_u[0].shape[1] * torch.stack(errors).mean(),
         }
         weight = c.uncertain_weight * sigmoid_rampup(clock.phase_iteration, c.ramp_share * clock.phase_total)
@@ -129,20 +130,29 @@ class CoraNet(Method):
         """Softmax of the student's main head."""
         return self.student(images)[0].softmax(1)
 
-    def _segmentation(self, heads: Sequence[Tensor], y: Tensor, swapped: bool = False) -> Tensor:
-        """L_l and L_c."""
+    def _segmentation(self, heads: Sequence[Tensor], y: Tensor, pseudo: bool = False) -> Tensor:
+        """L_l, or L_c of pseudo-labels."""
         main, conservative, radical = heads
         cautious, bold = (self.config.cost, 1.0), (1.0, self.config.cost)
-        if swapped:
+        if pseudo and self.config.swap_weights:
             cautious, bold = bold, cautious
-        costly = cost_ce(conservative, y, *cautious) + cost_ce(radical, y, *bold)
+        ce = cost_ce if pseudo else mean_cost_ce
+        costly = ce(conservative, y, *cautious) + ce(radical, y, *bold)
         return (dice_ce(main, y, dice_loss_of_each_crop) + costly) / 4
 
 
 def cost_ce(
     logits: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"], background: float, organ: float
 ) -> Float[Tensor, ""]:
-    """Cross-entropy whose voxels cost what their true class does; mean over the voxels that count."""
+    """Cross-entropy whose voxels cost what their true class does; sum over the number of voxels that count."""
     costs = torch.full((logits.shape[1],), organ, device=logits.device)
     costs[0] = background
     return cross_entropy(logits.float(), label, costs)
+
+
+def mean_cost_ce(
+    logits: Float[Tensor, "b classes x y z"], label: Int64[Tensor, "b x y z"], background: float, organ: float
+) -> Float[Tensor, ""]:
+    """As `cost_ce`, but the sum over the costs of the voxels that count; 0, not NaN, where none does."""
+    costs = background * (label == 0).sum() + organ * (label > 0).sum()
+    return cost_ce(logits, label, background, organ) * (label != IGNORE).sum() / costs.clamp(min=1e-16)

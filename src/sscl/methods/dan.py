@@ -16,7 +16,7 @@ from sscl.core.method import Literature, Method, MethodConfig, Objective, Optimi
 from sscl.nets.discriminator import PairCritic, evaluating
 from sscl.nets.vnet import VNet
 from sscl.ops.adversarial import critic_loss, fooling_loss
-from sscl.ops.losses import cross_entropy, dice_loss
+from sscl.ops.losses import cross_entropy, dice_loss_with_background
 from sscl.ops.ramps import sigmoid_rampup
 
 
@@ -79,7 +79,7 @@ class DAN(Method):
             verdict_u = self.critic(z_u.softmax(1), batch.unlabelled)
         terms = {
             "ce": cross_entropy(z_l, batch.label),
-            "dice": dice_loss(z_l.softmax(1), batch.label),
+            "dice": dice_loss_with_background(z_l.softmax(1), batch.label),
             "fooling": fooling_loss(verdict_u),
         }
         weight = c.adversarial * sigmoid_rampup(clock.iteration, c.ramp_share * clock.total)
