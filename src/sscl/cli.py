@@ -293,7 +293,7 @@ def methods() -> None:
     """The methods: name, year, what they train, time of a step relative to vnet, paper."""
     from sscl.methods import METHODS
 
-    rows = [[n, str(e.year or "-"), e.trains, f"{e.cost:.1f}" if e.cost else "?", e.paper] for n, e in METHODS.items()]
+    rows = [[n, str(e.year or "-"), e.trains, f"{e.cost:.1f}", e.paper] for n, e in METHODS.items()]
     _table([["method", "year", "trains", "cost", "paper"], *rows])
 
 
