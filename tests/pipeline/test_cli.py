@@ -10,6 +10,7 @@ import pytest
 from tiny_set import Tiny
 
 from sscl import cli
+from sscl.cli.console import PLAIN_LINES, _plain_lines
 from sscl.core.config import Config
 from sscl.core.interrupt import Interrupted
 from sscl.methods import METHODS, method_class
@@ -156,11 +157,11 @@ def test_results_go_to_stdout_and_progress_to_stderr(tiny: Tiny, tmp_path: Path,
 
 
 def test_a_long_run_prints_about_twenty_lines(capsys: Streams) -> None:
-    on_step = cli._plain_lines()
+    on_step = _plain_lines()
     for iteration in range(1000):
         on_step({"iteration": iteration, "phase": "formal", "student/loss": 0.5}, 1000)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == cli.PLAIN_LINES
+    assert len(lines) == PLAIN_LINES
     assert lines[-1] == "formal 1000/1000, 0 s left, student/loss 0.500"
 
 

@@ -1,50 +1,25 @@
-"""The command line: arguments in, stages out. The only file that prints."""
+"""The commands that are one stage each: arguments in, stage out."""
 
-import logging
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from sscl import __version__
+from sscl.cli.console import (
+    Device,
+    Out,
+    Precision,
+    Settings,
+    Threads,
+    app,
+    duration,
+    err,
+    say,
+    table,
+    training_progress,
+)  # fmt: skip
 from sscl.core.config import parse_settings
 from sscl.core.errors import UserError
-from sscl.core.interrupt import Interrupted
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Whoever read along has gone (`| head -1`); the work goes on."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-
-
-out = _Console(soft_wrap=True)
-err = _Console(stderr=True, soft_wrap=True)
-app = App(
-    name="sscl",
-    version=__version__,
-    help="Segmentation of 3-D medical scans from a handful of masks and many unlabelled scans.",
-    help_on_error=False,
-    default_parameter=Parameter(negative=()),
-)
-
-Out = Annotated[Path, Parameter(name=["--out", "-o"])]
-Settings = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)]
-Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[Literal["auto", "float32", "bf16"], Parameter(help="auto: bf16 on a GPU that has it.")]
-Threads = Annotated[int | None, Parameter(help="CPU threads; OMP_NUM_THREADS or all if not given.")]
-PLAIN_LINES = 20
-"""Progress lines of a run that does not write to a terminal."""
 
 
 @app.command
@@ -84,11 +59,11 @@ def prepare(
     from sscl.stages.prepare import prepare as run
 
     result = run(
-        source, out, preset=preset, split_file=split, labelled=_number_or_range(labelled),
-        unlabelled=_number_or_range(unlabelled), development=development, test=test, images=images, labels=labels,
+        source, out, preset=preset, split_file=split, labelled=number_or_range(labelled),
+        unlabelled=number_or_range(unlabelled), development=development, test=test, images=images, labels=labels,
         settings=parse_settings(set_),
     )  # fmt: skip
-    _say(f"{result.out}: {'already prepared' if result.skipped else 'prepared'}. Next: sscl train {result.out} -o RUN")
+    say(f"{result.out}: {'already prepared' if result.skipped else 'prepared'}. Next: sscl train {result.out} -o RUN")
 
 
 @app.command
@@ -135,8 +110,8 @@ def train(
         from sscl.stages.explain import explain as explained
 
         text, rows = explained(method)
-        _say(text + "\n")
-        return _table(rows)
+        say(text + "\n")
+        return table(rows)
     if dataset is None:
         raise UserError("train needs a data set that `sscl prepare` made: sscl train DATASET -o RUN.")
     settings = parse_settings(set_)
@@ -145,20 +120,20 @@ def train(
             dataset, method=method, settings=settings, iterations=iterations, minutes=minutes, schedule=schedule,
             device=device, precision=precision, threads=threads,
         )  # fmt: skip
-        _say(
-            f"{cost.iterations} iterations at {cost.seconds_per_iteration:.2f} s: {_duration(cost.seconds)}; "
+        say(
+            f"{cost.iterations} iterations at {cost.seconds_per_iteration:.2f} s: {duration(cost.seconds)}; "
             f"memory {cost.peak_memory_bytes / 2**30:.1f} GiB; disk {cost.disk_bytes / 2**20:.0f} MiB"
         )
         return
     if out is None:
         raise UserError("train needs -o RUN, the run folder to write.")
-    with _training_progress(method) as on_step:
+    with training_progress(method) as on_step:
         recipe = stage.train(
             dataset, out, method=method, settings=settings, iterations=iterations, minutes=minutes, schedule=schedule,
             seed=seed, device=device, precision=precision, threads=threads, workers=workers,
             checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, on_step=on_step,
         )  # fmt: skip
-    _say(f"{out}: {recipe.iterations} iterations of {method}. Next: sscl predict {out} SCANS -o MASKS")
+    say(f"{out}: {recipe.iterations} iterations of {method}. Next: sscl predict {out} SCANS -o MASKS")
 
 
 @app.command
@@ -166,7 +141,7 @@ def export(run: Path, /, *, out: Out) -> None:
     """Write the finished model of a run: weights (safetensors) and model.json, all that `predict` needs elsewhere."""
     from sscl.stages.model import export as stage
 
-    _say(f"{stage(run, out)}: exported. Next: sscl predict {out} SCANS -o MASKS")
+    say(f"{stage(run, out)}: exported. Next: sscl predict {out} SCANS -o MASKS")
 
 
 @app.command
@@ -218,7 +193,7 @@ def predict(
         largest_component=largest_component, batch=batch, device=device, precision=precision, threads=threads,
         on_case=lambda case, number, total: err.print(f"{number}/{total} {escape(case)}", highlight=False),
     )  # fmt: skip
-    _say(f"{target}: {len(masks)} masks. Next: sscl evaluate {target} REFERENCE_MASKS")
+    say(f"{target}: {len(masks)} masks. Next: sscl evaluate {target} REFERENCE_MASKS")
 
 
 @app.command
@@ -246,9 +221,9 @@ def evaluate(
     from sscl.stages.evaluate import evaluate as stage
 
     result = stage(prediction, reference, out, split=split, tolerance_mm=tolerance_mm, spacing_mm=spacing_mm)
-    _table(summary_table(result.summary))
-    _say(result.definitions)
-    _say(f"{result.out}: scores.csv, summary.csv")
+    table(summary_table(result.summary))
+    say(result.definitions)
+    say(f"{result.out}: scores.csv, summary.csv")
 
 
 @app.command
@@ -258,25 +233,7 @@ def report(*runs: Path, out: Out = Path("report.html")) -> None:
 
     if not runs:
         raise UserError("report needs at least one run folder.")
-    _say(f"{stage(runs, out)}: open it in a browser")
-
-
-@app.command
-def demo(*, out: Out = Path("demo"), minutes: float = 4.0, seed: int = 0) -> None:
-    """The whole path on embedded virtual patients: 24 scans, 4 masks; V-Net and SSCL compared on 8 held-out scans.
-
-    Args:
-        out: Folder for data, runs and report.
-        minutes: Time for both trainings together.
-        seed: Of both trainings.
-    """
-    from sscl.studies.demo import demo as study
-
-    with _training_progress("demo") as on_step:
-        result = study(out, minutes=minutes, seed=seed, on_step=on_step)
-    _table(result.table)
-    for line in result.lines:
-        _say(line)
+    say(f"{stage(runs, out)}: open it in a browser")
 
 
 @app.command
@@ -285,7 +242,7 @@ def doctor() -> None:
     from sscl.stages.doctor import doctor as stage
 
     for row in stage():
-        _say(f"{row.topic:12} {row.value}" + (f"\n{'':12} -> {row.advice}" if row.advice else ""))
+        say(f"{row.topic:12} {row.value}" + (f"\n{'':12} -> {row.advice}" if row.advice else ""))
 
 
 @app.command
@@ -294,106 +251,8 @@ def methods() -> None:
     from sscl.methods import METHODS
 
     rows = [[n, str(e.year or "-"), e.trains, f"{e.cost:.1f}", e.paper] for n, e in METHODS.items()]
-    _table([["method", "year", "trains", "cost", "paper"], *rows])
+    table([["method", "year", "trains", "cost", "paper"], *rows])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for a mistake in the input, 128 + signal for an interrupted run."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_Log()])
-    for noisy in ("numexpr", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        app(arguments, exit_on_error=False, print_error=False)
-    except (UserError, CycloptsError) as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}.")
-    except SystemExit as end:  # cyclopts ends every command so
-        return int(end.code or 0)
-    except KeyboardInterrupt:
-        return 130
-    except Interrupted as error:
-        err.print(escape(str(error)) + ". The same command goes on from there.")
-        return 128 + error.number
-    return 0
-
-
-def _fail(message: str) -> int:
-    err.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
-    return 2
-
-
-class _Log(logging.Handler):
-    """Library messages as plain lines on stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        mark = "[yellow]warning:[/] " if record.levelno >= logging.WARNING else ""
-        err.print(mark + escape(record.getMessage()), highlight=False)
-
-
-def _say(text: str) -> None:
-    out.print(escape(text), highlight=False)
-
-
-def _table(rows: list[list[str]]) -> None:
-    """A table, the first row its head; where no terminal reads it, a line a row, columns apart by two spaces."""
-    if not out.is_terminal:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            _say("  ".join(map(str.ljust, row, widths)).rstrip())
-        return
-    table = Table(*rows[0])
-    for row in rows[1:]:
-        table.add_row(*map(escape, row))
-    out.print(table)
-
-
-def _number_or_range(text: str | None) -> int | str | None:
+def number_or_range(text: str | None) -> int | str | None:
     return int(text) if text is not None and text.isdigit() else text
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.0f} s"
-
-
-@contextmanager
-def _training_progress(title: str) -> Iterator[Callable[[dict[str, Any], int], None]]:
-    """A bar with time left on a terminal; otherwise plain lines, some twenty a run."""
-    if not err.is_terminal:
-        yield _plain_lines()
-        return
-    phase, losses = TextColumn("{task.description}"), TextColumn("{task.fields[losses]}")
-    columns = (phase, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), losses)
-    with Progress(*columns, console=err) as bar:
-        task = bar.add_task(title, total=None, losses="")
-
-        def on_step(log: dict[str, Any], total: int) -> None:
-            bar.update(task, completed=log["iteration"] + 1, total=total, losses=_losses(log), description=log["phase"])
-
-        yield on_step
-
-
-def _plain_lines() -> Callable[[dict[str, Any], int], None]:
-    first: list[tuple[int, float]] = []
-
-    def on_step(log: dict[str, Any], total: int) -> None:
-        done = log["iteration"] + 1
-        if not first or done <= first[0][0]:
-            first[:] = [(done, time.monotonic())]
-        elif done == total or done % max(1, total // PLAIN_LINES) == 0:
-            pace = (time.monotonic() - first[0][1]) / (done - first[0][0])
-            err.print(
-                f"{log['phase']} {done}/{total}, {_duration(pace * (total - done))} left, {_losses(log)}",
-                highlight=False,
-            )
-
-    return on_step
-
-
-def _losses(log: dict[str, Any]) -> str:
-    return "  ".join(f"{key} {value:.3f}" for key, value in log.items() if key.endswith("/loss"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
