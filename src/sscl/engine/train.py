@@ -16,6 +16,9 @@ from sscl.data.patches import Draw, Loaded
 
 Log = dict[str, float | int | str]
 
+ENGINE_VERSION = 1
+"""Raised when the golden traces of all methods move: earlier records of runs then are of another engine."""
+
 
 @dataclass(frozen=True)
 class Span:
