@@ -1,4 +1,4 @@
-"""One table as Markdown, CSV, LaTeX or HTML. Footnotes get their letters here, in the order in which a reader meets them."""
+"""One table as Markdown, CSV, LaTeX or HTML. Its notes get their letters in the order in which a reader meets them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,8 +68,8 @@ def markdown(table: Table) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """Head and rows. A last column `notes` has the row's notes in full, then the table's footnotes: a row that is copied
-    elsewhere takes them along. The title is left out."""
+    """Head and rows. A last column `notes` has the row's notes in full, then the table's footnotes, so that a row that
+    is copied elsewhere takes them along. The title is left out."""
     rows = []
     for row in table.cells():
         keys = dict.fromkeys(key for cell in row for key in cell.notes)
