@@ -88,8 +88,11 @@ def _same(key: Key) -> Key:
 
 def _printed_row(row: Row, ours: Ours | None) -> list[str | Cell]:
     paper = [f"{value:.{digits}f}" for value, digits in zip(_paper_values(row), METRICS.values(), strict=True)]
-    mine = [NOT_RUN] * 6 if ours is None else _own_cells(ours)
-    scans = (_scans(row.masks, ours and ours.labelled), _scans(row.unlabelled, ours and ours.unlabelled))
+    if ours is None:
+        mine, scans = [NOT_RUN] * 6, (str(row.masks), str(row.unlabelled))
+    else:
+        mine = _own_cells(ours)
+        scans = (_scans(row.masks, ours.labelled), _scans(row.unlabelled, ours.unlabelled))
     pairs = [cell for pair in zip(paper, mine[:4], strict=True) for cell in pair]
     return [Cell(row.name, row.caveats), *scans, *pairs, *mine[4:]]
 
@@ -130,9 +133,9 @@ def _spread(spread: Spread, digits: int) -> str:
     return mean if spread.std is None or math.isinf(spread.std) else f"{mean} ± {spread.std:.{digits}f}"
 
 
-def _scans(paper: int, ours: int | None) -> str:
+def _scans(paper: int, ours: int) -> str:
     """The paper's number, and ours where it is another one."""
-    return str(paper) if ours in (None, paper) else f"{paper}; ours {ours}"
+    return str(paper) if ours == paper else f"{paper}; ours {ours}"
 
 
 def _footnotes(table: str, setting: str) -> list[str]:
@@ -141,6 +144,7 @@ def _footnotes(table: str, setting: str) -> list[str]:
         f"ours: this program, not the paper's authors'; {setting}",
         "Mean ± standard deviation over cases. 95HD and ASD: voxels, convention medpy; that the paper's are, too, is "
         "inferred.",
-        "failed: cases with an empty or missing mask, over all seeds; each counts as Dice 0 and makes a mean distance ∞.",
+        "failed: cases with an empty or missing mask, over all seeds; each counts as Dice 0 and makes the mean "
+        "distances ∞.",
         *(CAVEATS[key] for key in OF_TABLE[table]),
     ]

@@ -76,12 +76,12 @@ TITLES = {
 }
 """The paper's captions."""
 
-_SOURCES = "its own 4000 + 30,000 iterations for SSCL, the sources' schedules for the rest"
+_SOURCES = "4000 + 30,000 iterations for SSCL, the sources' schedules for the rest"
 TRAINED = {
     "table1": f"80 for training, {_SOURCES}",
     "table2": f"62 for training, {_SOURCES}",
     "table3": f"160 for training, {_SOURCES}",
-    **dict.fromkeys(("table4", "table5", "table6", "fig6"), "80 for training, its own 4000 + 30,000 iterations"),
+    **dict.fromkeys(("table4", "table5", "table6", "fig6"), "80 for training, 4000 + 30,000 iterations for SSCL"),
 }
 """Section 4.1: on what and how long."""
 
