@@ -128,7 +128,7 @@ CAVEATS: Mapping[str, str] = {
     "dtc_readme": "Copied: equal, up to rounding, to the table in DTC's README.",
     "mcnet_run": "Re-run by MC-Net's authors, says DTC's README.",
     "third_party": "Re-run by somebody else; the settings are not published.",
-    "source_unknown": "Not in the authors' repository; where the row is from is not known to us.",
+    "source_unknown": "Where the row is from is not known to us.",
     "vnet_copied": "Looks copied from earlier papers (inferred); probably MC-Net+'s re-run (from memory, unchecked).",
     "network_unknown": "Which network, weight and length it is from is not known to us.",
     "entropy": "Not ADVENT's adversarial form: it is DTC's row for entropy minimisation (from memory, unchecked).",
