@@ -167,12 +167,19 @@ def scores_csv(scores: Sequence[Score]) -> str:
         )
         for score in scores
     ]
-    return _csv([("case", "class", "status", *names, *volumes, "shape_voxel", "spacing_mm"), *rows])
+    return csv_rows([("case", "class", "status", *names, *volumes, "shape_voxel", "spacing_mm"), *rows])
 
 
 def summary_csv(summaries: Sequence[Summary]) -> str:
     """The text of summary.csv: one row per class and measure."""
-    return _csv([_SUMMARY_COLUMNS, *(_cells(summary) for summary in summaries)])
+    return csv_rows([_SUMMARY_COLUMNS, *(_cells(summary) for summary in summaries)])
+
+
+def csv_rows(rows: Iterable[Sequence[object]]) -> str:
+    """A CSV text: None as an empty cell, numbers in full, and no text that a spreadsheet would take for a formula."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
 
 
 def summary_table(summaries: Sequence[Summary]) -> list[list[str]]:
@@ -281,12 +288,6 @@ def _times(numbers: Iterable[float]) -> str:
 
 def _cells(summary: Summary) -> tuple[object, ...]:
     return tuple(vars(summary).values())
-
-
-def _csv(rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
 
 
 def _cell(value: object) -> str:
