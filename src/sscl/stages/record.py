@@ -1,8 +1,11 @@
 """What is kept of a finished run when its weights are not: recipe, scores, a thinned log, digests. Small, for git."""
 
 import csv
+import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,73 @@ import yaml
 
 from sscl.core.errors import UserError
 from sscl.core.files import read_json, read_object, sha256, write_json, write_text
-from sscl.engine.run import METRICS, RECIPE, read_recipe
-from sscl.report.tables import read_metrics
+from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe
+from sscl.engine.train import ENGINE_VERSION
+from sscl.methods import METHODS, method_class
+from sscl.report.tables import Row, read_metrics, read_scores
 from sscl.stages.folder import STAGE
 from sscl.stages.train import CHECKPOINTS
 
 ROWS = 60
 """Lines of the thinned log; each is the mean over as many iterations as that takes."""
 SCORES, SUMMARY, RECORD = "scores.csv", "summary.csv", "record.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A scored run: of a run folder, or of what was kept of one."""
+
+    name: str
+    recipe: Recipe
+    rows: Sequence[Row]
+    """scores.csv."""
+    facts: Mapping[str, Any]
+    """record.json; empty for a run folder."""
+
+    @property
+    def identity(self) -> str | None:
+        """Of the run that this is a result of; None where its method has no such setting any more."""
+        versions = self.facts.get("versions", {"engine": 1, "method": 1})  # the first records name none
+        try:
+            return identity(self.recipe, versions["engine"], versions["method"])
+        except UserError:
+            return None
+
+
+def identity(recipe: Recipe, engine: int | None = None, method: int | None = None) -> str:
+    """Digest of all that decides a run's numbers: recipe, data, and the declared versions of engine and method (the
+    present ones unless given). Settings that have come since have their defaults.
+
+    Raises:
+        UserError: the method has no such setting.
+    """
+    config = method_class(recipe.method).Config.read(recipe.config, f"settings of '{recipe.method}'")
+    values = recipe.model_dump(mode="json", exclude={*FREE, "config"}) | {"config": config.model_dump(mode="json")}
+    values["versions"] = [engine or ENGINE_VERSION, method or METHODS[recipe.method].version]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read_result(folder: Path) -> Result:
+    """A run folder whose test cases were scored, or a record.
+
+    Raises:
+        UserError: neither, or nothing was scored.
+    """
+    recipe = read_recipe(folder)
+    places = (folder / SCORES, folder / "predictions" / "scores" / SCORES)
+    found = [path for path in places if path.is_file()]
+    if not found:
+        raise UserError(f"{folder} has no scores. `sscl predict {folder}`, then `sscl evaluate {folder}/predictions`.")
+    rows = read_scores(found[0].read_text(encoding="utf-8"), str(found[0]))
+    facts = read_object(folder / RECORD) if (folder / RECORD).is_file() else {}
+    return Result(folder.name, recipe, rows, facts)
+
+
+def read_records(folder: Path) -> list[Result]:
+    """All records of a folder, by name; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [read_result(path) for path in sorted(folder.iterdir()) if (path / RECORD).is_file()]
 
 
 def record(run: Path, predictions: Path, out: Path) -> Path:
@@ -52,6 +114,7 @@ def record(run: Path, predictions: Path, out: Path) -> Path:
             "weights_sha256": read_json(last)["sha256"],
             "metrics_sha256": sha256(run / METRICS),
             "data_digest": recipe.data_digest,
+            "versions": {"engine": ENGINE_VERSION, "method": METHODS[recipe.method].version},
             "commit": stage["commit"],
             "minutes": round(stage["seconds"] / 60, 1),
             "iterations_per_second": round(recipe.iterations / stage["seconds"], 3),
