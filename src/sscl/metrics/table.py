@@ -167,12 +167,12 @@ def scores_csv(scores: Sequence[Score]) -> str:
         )
         for score in scores
     ]
-    return _csv([("case", "class", "status", *names, *volumes, "shape_voxel", "spacing_mm"), *rows])
+    return csv_text([("case", "class", "status", *names, *volumes, "shape_voxel", "spacing_mm"), *rows])
 
 
 def summary_csv(summaries: Sequence[Summary]) -> str:
     """The text of summary.csv: one row per class and measure."""
-    return _csv([_SUMMARY_COLUMNS, *(_cells(summary) for summary in summaries)])
+    return csv_text([_SUMMARY_COLUMNS, *(_cells(summary) for summary in summaries)])
 
 
 def summary_table(summaries: Sequence[Summary]) -> list[list[str]]:
@@ -283,7 +283,8 @@ def _cells(summary: Summary) -> tuple[object, ...]:
     return tuple(vars(summary).values())
 
 
-def _csv(rows: Iterable[Sequence[object]]) -> str:
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as the text of a CSV file that no spreadsheet takes for formulas; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
     return text.getvalue()
