@@ -29,7 +29,7 @@ def surface_view(mask: Mask, spacing_mm: Sequence[float], side: int) -> Field:
     axes = _axes()
     lengths = np.abs(axes) @ (np.array(mask.shape) * np.array(spacing_mm))  # of the frame along its axes, mm
     pitch = float(lengths[:2].max()) / side
-    steps = np.array([pitch, pitch, min(spacing_mm) / 2])  # a smooth solid is not missed by half a voxel
+    steps = np.array([pitch, pitch, max(pitch, min(spacing_mm)) / 2])  # finer than what can be seen
     counts = np.maximum(1, np.rint(lengths / steps)).astype(int)
     middle = (np.array(mask.shape) - 1) / 2
     to_voxel = (axes * steps[:, None] / np.array(spacing_mm)).T  # steps of the frame to voxels of the mask
