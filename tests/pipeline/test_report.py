@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from sscl.core.errors import UserError
 from sscl.core.plan import Plan
 from sscl.engine.run import Recipe, write_recipe
+from sscl.metrics.border import wrong_voxels
 from sscl.report import figures, statistics, tables
 from sscl.stages.evaluate import evaluate
 from sscl.stages.report import report
@@ -112,10 +113,10 @@ def page_of(runs, tmp_path):
 
 
 def test_wrong_voxels_of_a_shifted_cube():
-    assert figures.wrong_voxels(cube(1), cube()).sum() == 2 * 4 * 4
+    assert wrong_voxels(cube(1), cube()).sum() == 2 * 4 * 4
     ignored = cube()
     ignored[8] = 2  # the slab that the shifted cube wrongly fills is not scored
-    assert figures.wrong_voxels(cube(1), ignored, ignore_label=2).sum() == 4 * 4
+    assert wrong_voxels(cube(1), ignored, ignore_label=2).sum() == 4 * 4
 
 
 def test_red_pixels_are_the_wrong_voxels_and_right_is_left():
@@ -248,6 +249,26 @@ def test_moved_data_set_leaves_the_table(dataset, tmp_path):
     assert "2 of 2 cases have no picture" in found.text
     assert "0.875" in found.text
     assert "img" not in {tag for tag, _ in found.tags}
+
+
+def test_reference_is_read_by_the_label_map_as_evaluate_does(dataset, tmp_path):
+    """The left-atrium challenge stores 255 for class 1: taken as it is, every voxel of the organ would be wrong."""
+    run = make_run(tmp_path / "run", dataset)
+    like = Volume(np.zeros((1, *SHAPE)), np.diag([2.0, 2.0, 2.0, 1.0]))
+    write_label(dataset.parent / "source/test_masks/plain.nii.gz", cube() * 255, like)
+    facts = json.loads((dataset / "dataset.json").read_text()) | {"label_map": {"255": 1}}
+    facts["cases"]["plain"]["label"] = "test_masks/plain.nii.gz"
+    (dataset / "dataset.json").write_text(json.dumps(facts))
+    plan = Plan(
+        channels=("MR",), labels=("background", "organ"), spacing_mm=(2, 2, 2), patch=(16, 16, 16), stride=(8, 8, 8)
+    )
+    (dataset / "plan.json").write_text(plan.model_dump_json())
+    lists = {"labelled": [], "unlabelled": [], "development": [], "test": ["plain"]}
+    (dataset / "split.json").write_text(json.dumps(lists))
+    (run / "predictions").mkdir()
+    write_label(run / "predictions/plain.nii.gz", cube(1), like)
+    evaluate(run / "predictions", dataset)
+    assert "32 wrong voxels in the volume · Dice 0.750" in " ".join(Elements(page_of([run], tmp_path)).text.split())
 
 
 def test_same_recipe_and_seed_count_once(dataset, tmp_path):

@@ -175,13 +175,6 @@ def summary_csv(summaries: Sequence[Summary]) -> str:
     return csv_rows([_SUMMARY_COLUMNS, *(_cells(summary) for summary in summaries)])
 
 
-def csv_rows(rows: Iterable[Sequence[object]]) -> str:
-    """A CSV text: None as an empty cell, numbers in full, and no text that a spreadsheet would take for a formula."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
-
-
 def summary_table(summaries: Sequence[Summary]) -> list[list[str]]:
     """The summary as rows of text for a terminal, the head first: four decimals, "-" where there is no number."""
     return [list(_SUMMARY_COLUMNS), *([_shown(cell) for cell in _cells(summary)] for summary in summaries)]
@@ -288,6 +281,13 @@ def _times(numbers: Iterable[float]) -> str:
 
 def _cells(summary: Summary) -> tuple[object, ...]:
     return tuple(vars(summary).values())
+
+
+def csv_rows(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as the text of a CSV file that no spreadsheet takes for formulas; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
 
 
 def _cell(value: object) -> str:

@@ -19,7 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+from sscl.metrics.overlap import Mask
+
 Slices = tuple[slice, slice, slice]
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -30,8 +31,8 @@ _LARGEST_SIDE = 220  # pixels; keeps 20 cases x 2 runs well under 5 MB
 _GREYS = 48  # noise in more levels cannot be seen, but fills the file
 _MARGIN_MM = 12.0
 _POINTS = 250  # of a curve
-_COLOURS = ("#3f78b5", "#c2703d", "#4d9a6a", "#8a67b0", "#b0903a", "#b5577f", "#5a9aa8", "#8c6d5a")
-_INK = "#808080"  # readable on white and on black
+COLOURS = ("#3f78b5", "#c2703d", "#4d9a6a", "#8a67b0", "#b0903a", "#b5577f", "#5a9aa8", "#8c6d5a")
+INK = "#808080"  # readable on white and on black
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,6 @@ class Picture:
     wrong: int
     width: int
     height: int
-
-
-def wrong_voxels(prediction: NDArray[Any], reference: NDArray[Any], ignore_label: int | None = None) -> Mask:
-    """Where two label arrays of equal shape differ; voxels that the reference ignores are never wrong."""
-    assert prediction.shape == reference.shape, "the caller compares grids"
-    wrong = np.asarray(prediction != reference)
-    return wrong if ignore_label is None else wrong & (reference != ignore_label)
 
 
 def view_point(wrong: Sequence[Mask], reference: Mask) -> tuple[int, int, int]:
@@ -91,20 +85,32 @@ def three_planes(
 ) -> list[Picture]:
     """Axial, coronal and sagittal slice through `point`, cropped to `box`, in one scale: grey image, wrong voxels red,
     the reference's outline as a thin line. `box` holds every wrong voxel, so none is counted that is not shown."""
-    shade = _shades(image, box)
+    drawn = (_shades(image, box), reference, wrong)
     pitch = max(len(range(n)[side]) * step for n, side, step in zip(image.shape, box, spacing_mm, strict=True))
     pictures = []
     for plane, axis in PLANES.items():
-        kept = _others(axis)
-        steps = (spacing_mm[kept[0]], spacing_mm[kept[1]])
-        grey, organ, red = (
-            _hang(np.take(array, point[axis], axis)[box[kept[0]], box[kept[1]]], steps, pitch / _LARGEST_SIDE)
-            for array in (shade, reference, wrong)
-        )
-        colours = _paint(grey, organ, red)
+        slices = [_cut(array, axis, point[axis], box, spacing_mm, pitch / _LARGEST_SIDE) for array in drawn]
+        colours = _paint(*slices)
         count = int(np.take(wrong, point[axis], axis).sum())
         pictures.append(Picture(plane, _png(colours), count, colours.shape[1], colours.shape[0]))
     return pictures
+
+
+def axial_slice(
+    image: NDArray[Any],
+    labels: NDArray[Any],
+    wrong: Mask,
+    index: int,
+    box: Slices,
+    spacing_mm: Sequence[float],
+    largest_side: int,
+) -> NDArray[np.uint8]:
+    """Rows, columns, RGB of the axial slice `index`, cropped to `box`, its larger side of `largest_side` pixels: as in
+    `three_planes`, with the outlines of `labels`."""
+    axis = PLANES["axial"]
+    pitch = max(len(range(image.shape[i])[box[i]]) * spacing_mm[i] for i in _others(axis)) / largest_side
+    slices = [_cut(array, axis, index, box, spacing_mm, pitch) for array in (_shades(image, box), labels, wrong)]
+    return _palette()[_paint(*slices)]
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> str:
@@ -115,23 +121,21 @@ def curves(records: Sequence[Mapping[str, Any]]) -> str:
     keys = dict.fromkeys(key for record in records for key in record if "/" in key and not key.endswith("/lr"))
     series = {key: _thinned(records, key) for key in keys}
     series = {key: (x, y) for key, (x, y) in series.items() if len(x)}
-    with matplotlib.rc_context(_CURVE_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.6, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        for (key, (x, y)), colour in zip(series.items(), _COLOURS * (len(series) // len(_COLOURS) + 1), strict=False):
+        for (key, (x, y)), colour in zip(series.items(), COLOURS * (len(series) // len(COLOURS) + 1), strict=False):
             bold = key.endswith("/loss")
             axes.plot(x, y, color=colour, linewidth=1.8 if bold else 0.9, alpha=1.0 if bold else 0.8, label=key)
         for start in _phase_starts(records):
-            axes.axvline(start, color=_INK, linewidth=0.8, linestyle=":")
+            axes.axvline(start, color=INK, linewidth=0.8, linestyle=":")
         axes.set_xlabel("iteration")
         if series:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, handlelength=1.2)
-        text = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(text, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(text.getvalue())
+    return _inline(as_svg(figure))
 
 
-_CURVE_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sscl",
     "text.parse_math": False,
@@ -140,8 +144,17 @@ _CURVE_STYLE = {
     "axes.spines.right": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
+"""Settings of matplotlib for every figure that has axes."""
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an SVG file's text, in STYLE; the same figure gives the same text."""
+    text = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        FigureCanvasSVG(figure).print_svg(text, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return text.getvalue()
 
 
 def _thinned(records: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -182,6 +195,14 @@ def _shades(image: NDArray[Any], box: Slices) -> NDArray[np.uint8]:
     low, high = np.percentile(image[box], (1, 99.5))
     share = np.clip((image.astype(np.float64) - low) / max(float(high - low), 1e-9), 0, 1)
     return np.asarray(np.rint(share * (_GREYS - 1)), dtype=np.uint8)
+
+
+def _cut(
+    array: NDArray[Any], axis: int, index: int, box: Slices, spacing_mm: Sequence[float], pitch: float
+) -> NDArray[Any]:
+    """One slice of an (x, y, z) array inside `box`, hung, in pixels of `pitch` mm."""
+    i, j = _others(axis)
+    return _hang(np.take(array, index, axis)[box[i], box[j]], (spacing_mm[i], spacing_mm[j]), pitch)
 
 
 def _hang(plane: NDArray[Any], steps: tuple[float, float], pitch: float) -> NDArray[Any]:

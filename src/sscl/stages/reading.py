@@ -1,0 +1,154 @@
+"""What train, predict and evaluate left in a run folder, read for the stages that show it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sscl.core.errors import UserError
+from sscl.core.files import read_object
+from sscl.engine.run import FREE, METRICS, Recipe, read_recipe
+from sscl.report import tables
+from sscl.volumes.files import case_stem, read_image, read_label
+from sscl.volumes.geometry import same_grid, to_ras
+from sscl.volumes.volume import Volume
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder as read. dice: case to mean over classes, empty where nothing was evaluated."""
+
+    path: Path
+    name: str
+    recipe: Recipe
+    records: Sequence[Mapping[str, Any]]
+    summary: Sequence[tables.Row]
+    dice: Mapping[str, float]
+    definitions: str
+    references: Mapping[str, Path] = field(repr=False)
+    """Masks that `evaluate` read, by file name without ending."""
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
+
+    def prediction(self, case: str) -> Path:
+        """Where the mask of a case is, if it was predicted."""
+        return self.predictions / f"{case}.nii.gz"
+
+    @property
+    def variant(self) -> str:
+        """All of the recipe that makes it another experiment; equal for runs that differ in their seed only."""
+        return self.recipe.model_dump_json(exclude={"seed", *FREE})
+
+
+def short_names(runs: Sequence[Path]) -> dict[Path, str]:
+    """Each folder with its shortest name that no other one has.
+
+    Raises:
+        UserError: no folder, or one of them twice.
+    """
+    paths = [path.resolve() for path in runs]
+    if not paths or len(set(paths)) < len(paths):
+        raise UserError("give one or more run folders, each of them once.")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return {path: "/".join(path.parts[-depth:]) for path in paths}
+
+
+def read_run(path: Path, name: str) -> RunFolder:
+    """A run folder, shown as `name`.
+
+    Raises:
+        UserError: it is no run folder, or a file in it is damaged.
+    """
+    scores = path / "predictions" / "scores"
+    files = {file: scores / file for file in ("scores.csv", "summary.csv", "definitions.txt", "stage.json")}
+    text = {file: place.read_text(encoding="utf-8") if place.is_file() else "" for file, place in files.items()}
+    evaluated = bool(text["scores.csv"] and text["summary.csv"])
+    rows = tables.read_scores(text["scores.csv"], str(files["scores.csv"])) if evaluated else []
+    inputs = read_object(files["stage.json"], "inputs")["inputs"] if text["stage.json"] else {}
+    metrics = path / METRICS
+    return RunFolder(
+        path=path,
+        name=name,
+        recipe=read_recipe(path),
+        records=tables.read_metrics(metrics.read_text(encoding="utf-8"), str(metrics)) if metrics.is_file() else [],
+        summary=tables.read_summary(text["summary.csv"], str(files["summary.csv"])) if evaluated else [],
+        dice=tables.dice_by_case(rows),
+        definitions=text["definitions.txt"].rstrip(),
+        references={case_stem(Path(p)): Path(p) for p in inputs if Path(p).parent.resolve() != path / "predictions"},
+    )
+
+
+def by_experiment(runs: Sequence[RunFolder], notes: list[str]) -> dict[str, dict[int, RunFolder]]:
+    """Evaluated runs by experiment and seed. An experiment is named by its method, where that says which it is.
+
+    notes: gets a line for each run that is left out.
+    """
+    variants: dict[str, dict[int, RunFolder]] = {}
+    for run in runs:
+        if run.dice:
+            seeds = variants.setdefault(run.variant, {})
+            if seeds.setdefault(run.recipe.seed, run) is not run:
+                notes.append(f"{run.name}: same recipe and seed as another run; left out of comparison and pictures.")
+    methods = [next(iter(seeds.values())).recipe.method for seeds in variants.values()]
+    return {
+        method if methods.count(method) == 1 else f"{method} ({next(iter(seeds.values())).name})": seeds
+        for method, seeds in zip(methods, variants.values(), strict=True)
+    }
+
+
+def read_scan(case: str, run: RunFolder) -> tuple[Volume, Any, int | None]:
+    """Image in RAS+, reference labels on its grid (x, y, z), and the label that no score counts.
+
+    Raises:
+        UserError: as `read_reference`; or the scan cannot be read, or its mask lies on another grid.
+    """
+    facts, files = _facts(case, run)
+    paths = [Path(facts["source"]) / path for path in files["image"]]
+    image = to_ras(read_image(paths, len(facts["channels"]), run.recipe.plan.spacing_if_missing_mm))
+    reference, ignore = read_reference(case, run)
+    return image, _on_grid(reference, image, f"the reference mask of {case}"), ignore
+
+
+def read_reference(case: str, run: RunFolder) -> tuple[Volume, int | None]:
+    """Reference labels (1, x, y, z) in RAS+ as `evaluate` read them, and the label that no score counts.
+
+    Raises:
+        UserError: the case is not in the run's data set, or its mask is unknown or cannot be read.
+    """
+    facts, files = _facts(case, run)
+    own = Path(facts["source"]) / files["label"] if files["label"] else None
+    path = run.references.get(case) or own
+    if path is None:
+        raise UserError(f"the reference mask is neither in {run.recipe.dataset} nor noted by `sscl evaluate`.")
+    # stored values mean classes by the data set's map in its own masks only; `evaluate` takes others as they are
+    stored = facts.get("label_map", {}) if own is not None and path.resolve() == own.resolve() else {}
+    label_map = {int(value): label for value, label in stored.items()}
+    return to_ras(read_label(path, run.recipe.plan.spacing_if_missing_mm, label_map)), facts["ignore_label"]
+
+
+def read_prediction(case: str, run: RunFolder, like: Volume) -> Any:
+    """The run's labels of a case, (x, y, z) on the grid of `like`, which is in RAS+.
+
+    Raises:
+        UserError: there is no such mask, or it lies on another grid.
+    """
+    path = run.prediction(case)
+    return _on_grid(to_ras(read_label(path)), like, str(path))
+
+
+def _facts(case: str, run: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the run's data set says of itself, and of the case."""
+    facts = read_object(Path(run.recipe.dataset) / "dataset.json", "source", "channels", "cases", "ignore_label")
+    if case not in facts["cases"]:
+        raise UserError(f"the case is not in {run.recipe.dataset}: its scan is unknown.")
+    return facts, facts["cases"][case]
+
+
+def _on_grid(turned: Volume, like: Volume, name: str) -> Any:
+    if not same_grid(turned, like, tolerance_mm=1e-2):
+        raise UserError(f"{name}: not on the grid of its scan.")
+    return turned.array[0]
