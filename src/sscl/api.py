@@ -1,10 +1,12 @@
-"""The Python front door: `from sscl.api import prepare, train, predict, evaluate, export, report`."""
+"""The Python front door: `from sscl.api import prepare, train, predict, evaluate, export, figures, report, compare`."""
 
 from sscl.stages.evaluate import evaluate
+from sscl.stages.figures import figures
 from sscl.stages.model import export
 from sscl.stages.predict import predict
 from sscl.stages.prepare import prepare
 from sscl.stages.report import report
 from sscl.stages.train import train
+from sscl.studies.compare import compare
 
-__all__ = ["evaluate", "export", "predict", "prepare", "report", "train"]
+__all__ = ["compare", "evaluate", "export", "figures", "predict", "prepare", "report", "train"]

@@ -1,8 +1,17 @@
 """The commands that are several runs and their comparison."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sscl.cli.console import Out, app, say, table, training_progress
+from rich.markup import escape
+
+from sscl.cli.console import Device, Out, app, err, say, table, training_progress
+from sscl.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sscl.studies.benchmark import Planned
+    from sscl.studies.suites import Suite
 
 
 @app.command
@@ -21,3 +30,134 @@ def demo(*, out: Out = Path("demo"), minutes: float = 4.0, seed: int = 0) -> Non
     table(result.table)
     for line in result.lines:
         say(line)
+
+
+@app.command
+def benchmark(
+    suite: str,
+    source: Path | None = None,
+    /,
+    *,
+    out: Out | None = None,
+    preset: str | None = None,
+    pool: str | None = None,
+    development: str | None = None,
+    test: str | None = None,
+    seeds: tuple[int, ...] = (),
+    only: tuple[str, ...] = (),
+    iterations: int | None = None,
+    records: Path | None = None,
+    jobs: int = 1,
+    slurm: bool = False,
+    device: Device = "auto",
+    dry_run: bool = False,
+) -> None:
+    """Methods x masks x seeds as one command; it goes on where it was stopped. Tables beside the paper's numbers.
+
+    Args:
+        suite: table1 to table6, fig6: the paper's own; or a YAML file with title, preset, and rows of method, masks.
+        source: The folder of scans; without it, the rows and their hours on one GPU are listed.
+        out: Folder for data sets, runs, records and tables.
+        preset: Instead of the suite's: la-quick for table1 on a CPU.
+        pool: Cases for training, of which the first have masks: 1:50; all that are not held out if not given.
+        development: Cases to leave alone: 51:60.
+        test: Cases to score: 61:80; the layout's or preset's list if not given.
+        seeds: Instead of the suite's: --seeds 0 --seeds 1.
+        only: Only runs whose names begin so: --only sscl_8.
+        iterations: Instead of the preset's.
+        records: Where finished runs are kept and looked for; OUT/records if not given.
+        jobs: Runs at a time on this machine; they share its cores.
+        slurm: Hand each run to SLURM instead; needs pip install 'sscl[slurm]'.
+        dry_run: Prepare, then only list the commands, what is done, and the time.
+    """
+    from sscl.studies import benchmark as study
+    from sscl.studies.suites import find_suite
+    from sscl.studies.tables import write_tables
+
+    chosen = find_suite(suite)
+    if source is None:
+        _say_hours(chosen)
+        return
+    if out is None:
+        raise UserError("benchmark needs -o OUT, the folder for data sets, runs and records.")
+    cases = study.Cases(pool, development, test)
+    planned = study.plan(
+        chosen, source, out, cases, preset=preset, seeds=seeds or None, iterations=iterations, records=records,
+        device=device,
+    )  # fmt: skip
+    planned = study.chosen(planned, only)
+    if dry_run:
+        return _say_plan(planned)
+    say(f"{sum(item.done for item in planned)} of {len(planned)} runs are done")
+    if slurm:
+        from sscl.studies.cluster import submit
+
+        for line in submit(planned, out / "slurm"):
+            say(line)
+        return
+    outcomes = study.run(
+        planned, jobs,
+        lambda end: err.print(f"{end.planned.job.name}: {escape(end.error) or 'done'}", highlight=False),
+    )  # fmt: skip
+    for path in write_tables(chosen, planned, out / "tables"):
+        say(str(path))
+    if failed := [outcome for outcome in outcomes if outcome.error]:
+        raise UserError(f"{len(failed)} of {len(outcomes)} runs failed; the same command tries them again.")
+
+
+@app.command
+def compare(*runs: Path) -> None:
+    """Did the unlabelled scans help, and how sure is that? In words and numbers.
+
+    Args:
+        runs: Scored run folders, records, or folders of them.
+    """
+    from sscl.studies.compare import compare as study
+
+    if not runs:
+        raise UserError("compare needs scored runs: sscl compare RUN ...")
+    result = study(runs)
+    table(result.table)
+    if result.curve:
+        say("\nMean Dice by the number of masks")
+        table(result.curve)
+    for answer in result.answers:
+        say("\n" + answer)
+
+
+@app.command
+def figures(*runs: Path, out: Out = Path("figures"), case: tuple[str, ...] = ()) -> None:
+    """Wrong voxels per method, masks side by side in 2-D and 3-D, and error rates near the border and elsewhere.
+
+    Args:
+        runs: Scored run folders; rates are compared with the first one's.
+        out: Folder for the pictures and tables.
+        case: Which test cases to draw; the one with the median Dice if not given.
+    """
+    from sscl.stages.figures import figures as stage
+
+    if not runs:
+        raise UserError("figures needs scored run folders: sscl figures RUN ...")
+    for path in stage(runs, out, case or None):
+        say(str(path))
+
+
+def _say_hours(suite: "Suite") -> None:
+    from sscl.studies.benchmark import FLOP_PER_SECOND, outline
+
+    rows = outline(suite)
+    lines = [[row.name or row.slug, str(row.masks), f"{hours:.1f}"] for row, hours in rows]
+    table([["row", "masks", "GPU hours a seed"], *lines])
+    say(
+        f"{sum(hours for _, hours in rows):.0f} hours on one GPU a seed: an estimate, not run: counted operations at "
+        f"{FLOP_PER_SECOND / 1e12:g} TFLOP/s, times each method's cost. `sscl benchmark SUITE SCANS -o OUT` runs it."
+    )
+
+
+def _say_plan(planned: "Sequence[Planned]") -> None:
+    for item in planned:
+        say(f"# {item.job.name}: {'done' if item.done else f'{item.hours:.2f} GPU hours (estimate, not run)'}")
+        for command in () if item.done else item.job.commands:
+            say(command)
+    left = [item for item in planned if not item.done]
+    say(f"# {len(left)} of {len(planned)} runs left: {sum(item.hours for item in left):.1f} GPU hours (estimate)")

@@ -68,7 +68,8 @@ _DOUBLED: dict[str, dict[str, Any]] = {
 
 # A teacher with a plain 0.999 would still be half the pre-trained student after 500 steps, hence SSCL's warm-up. Of
 # GBDL, UA-MT, Double-UA and Tripled-UA dropout is no regularisation: they measure by it how sure a network is
-# (Tripled-UA has it in the teacher alone). UCMT's ramp takes 100 iterations in its code, not 3. With the paper's filters GBDL's latent model would take 17 s a step.
+# (Tripled-UA has it in the teacher alone). UCMT's ramp takes 100 iterations in its code, not 3. With the paper's
+# filters GBDL's latent model would take 17 s a step.
 _SHORT_METHODS: dict[str, dict[str, Any]] = {
     **_DOUBLED,
     "ua_mt": _DOUBLED["ua_mt"] | {"dropout": 0.3},

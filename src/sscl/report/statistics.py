@@ -1,10 +1,11 @@
 """How sure a difference between two methods is, over cases and over seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from sscl.core.errors import UserError
 
@@ -84,3 +85,29 @@ def _table(scores: Scores, cases: list[str]) -> NDArray[np.float64]:
     if not np.isfinite(table).all():
         raise UserError("comparison: a score is not a finite number; only such scores can be compared.")
     return table
+
+
+def wilcoxon(ours: Mapping[str, float], baseline: Mapping[str, float]) -> float:
+    """p of Wilcoxon's signed-rank test, two-sided, paired by case; 1 where no case differs.
+
+    It speaks of these trainings' mean over seeds and of other cases like these, not of other trainings.
+    """
+    if ours.keys() != baseline.keys():
+        raise UserError("comparison: the two sides were scored on different cases. Score the same cases in both.")
+    differences = np.array([ours[case] - baseline[case] for case in sorted(ours)])
+    if not np.any(differences):
+        return 1.0
+    return float(stats.wilcoxon(differences, zero_method="zsplit").pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): the k-th smallest of m is multiplied by m - k + 1, never below a smaller one.
+
+    With all corrected values below a level, the chance of any false finding among them is below it.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected

@@ -109,7 +109,10 @@ SUITES: dict[str, Suite] = {
         preset="la",
         table="table6",
         rows=tuple(
-            _sscl(masks, alpha=alpha, ema_warmup=warm) for masks in (8, 16) for alpha in (0.99, 0.999) for warm in (False, True)
+            _sscl(masks, alpha=alpha, ema_warmup=warm)
+            for masks in (8, 16)
+            for alpha in (0.99, 0.999)
+            for warm in (False, True)
         ),
     ),
     "fig6": Suite(
@@ -123,7 +126,7 @@ SUITES: dict[str, Suite] = {
         ),
     ),
 }  # fmt: skip
-"""The paper's own. Table 4 and 6 have rows that the paper lacks; with one organ and 0.5 both readings of Figure 6 are one."""
+"""The paper's own, and rows that it lacks. With one organ and 0.5 both readings of Figure 6 are one."""
 
 
 def find_suite(name: str) -> Suite:

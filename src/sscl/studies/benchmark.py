@@ -1,0 +1,194 @@
+"""`sscl benchmark`: methods x masks x seeds, each run in a folder of its own, each finished one kept as a record."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sscl.core.errors import UserError
+from sscl.core.files import write_json
+from sscl.data.presets import PRESETS
+from sscl.methods import METHODS
+from sscl.stages.dataset import open_dataset
+from sscl.stages.device import pick_device
+from sscl.stages.prepare import prepare
+from sscl.stages.recipe import resolve
+from sscl.stages.record import identity, read_records
+from sscl.studies.job import Job
+from sscl.studies.suites import Row, Suite
+
+log = logging.getLogger("sscl")
+
+FLOP_PER_VOXEL = 2.4e5
+"""Forward and backward through the V-Net of width 16, of one voxel of a crop (tests count it)."""
+FLOP_PER_SECOND = 1e13
+"""What one GPU is taken to do of them: an assumption, not measured."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Which cases of the source are for what, as `sscl prepare` takes them. pool: the range of those for training, of
+    which the first have masks: "1:50"; None: all that are not held out."""
+
+    pool: str | None = None
+    development: str | None = None
+    test: str | None = None
+
+    def options(self, masks: int | str) -> dict[str, int | str | None]:
+        """For `prepare`, with so many masks."""
+        held_out = {"development": self.development, "test": self.test}
+        if self.pool is None:
+            return {"labelled": None if masks == "all" else masks, **held_out}
+        first, last = self._ends()
+        if masks == "all" or int(masks) == last - first + 1:
+            return {"labelled": f"{first}:{last}", "unlabelled": 0, **held_out}
+        if int(masks) > last - first + 1:
+            raise UserError(f"{masks} masks: the pool {self.pool} has {last - first + 1} cases. Ask for fewer.")
+        cut = first + int(masks)
+        return {"labelled": f"{first}:{cut - 1}", "unlabelled": f"{cut}:{last}", **held_out}
+
+    def _ends(self) -> tuple[int, int]:
+        first, colon, last = (self.pool or "").partition(":")
+        if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+            raise UserError(f"--pool {self.pool}: expected A:B, positions from 1, both included: 1:50.")
+        return int(first), int(last)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a suite. done: its record exists. hours: on one GPU, an estimate."""
+
+    row: Row
+    job: Job
+    done: bool
+    hours: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. error: the last line that it left, empty if it went well."""
+
+    planned: Planned
+    error: str
+
+
+def plan(
+    suite: Suite,
+    source: Path,
+    out: Path,
+    cases: Cases,
+    *,
+    records: Path | None = None,
+    preset: str | None = None,
+    seeds: Sequence[int] | None = None,
+    iterations: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> list[Planned]:
+    """Prepare a data set for each number of masks, and say which runs there are and which of them are done.
+
+    A run is done if a record in `records` has the same recipe, data, and versions of method and engine, wherever it
+    was made and whatever its name. Seeds come before rows: a sweep that is cut short has whole columns.
+
+    Raises:
+        UserError: what `prepare` and the methods refuse.
+    """
+    records = records or out / "records"
+    known = {result.identity for result in read_records(records)}
+    budgets = dict.fromkeys(row.masks for row in suite.rows)
+    data = {masks: out / f"data_{masks}" for masks in budgets}
+    for masks, folder in data.items():
+        prepare(source, folder, preset=preset or suite.preset, **cases.options(masks))  # type: ignore[arg-type]
+    planned = []
+    for seed in seeds if seeds is not None else range(suite.seeds):
+        for row in suite.rows:
+            dataset = open_dataset(data[row.masks])
+            name = f"{row.slug}_{len(dataset.split.labelled)}_{seed}"
+            job = Job(
+                name=name, dataset=str(dataset.folder), run=str(out / "runs" / name), record=str(records / name),
+                method=row.method, settings=row.settings, iterations=iterations, seed=seed, device=device,
+                threads=threads,
+            )  # fmt: skip
+            recipe = resolve(
+                dataset, row.method, row.settings, iterations, seed, pick_device(device), "auto", threads or 1
+            )
+            hours = gpu_hours(row.method, recipe.iterations, dataset.plan.patch)
+            planned.append(Planned(row, job, identity(recipe) in known, hours))
+    return planned
+
+
+def gpu_hours(method: str, iterations: int, patch: Sequence[int]) -> float:
+    """Arithmetic, not a measurement: 4 crops a step of the V-Net of width 16, times the method's cost on a CPU."""
+    voxels = 4.0
+    for length in patch:
+        voxels *= length
+    return iterations * METHODS[method].cost * voxels * FLOP_PER_VOXEL / FLOP_PER_SECOND / 3600
+
+
+def outline(suite: Suite) -> list[tuple[Row, float]]:
+    """Each row with its hours on one GPU, without any data: the preset's length and patch."""
+    known = PRESETS.get(suite.preset or "")
+    if known is None:
+        raise UserError("without a preset the length is known only with the data: name the folder of scans and -o OUT.")
+    return [(row, gpu_hours(row.method, known.iterations, known.plan["patch"])) for row in suite.rows]
+
+
+def run(
+    planned: Sequence[Planned], jobs: int, on_end: Callable[[Outcome], None] = lambda outcome: None
+) -> list[Outcome]:
+    """Run what is not done, `jobs` at a time, each in a process of its own with its share of the cores. A failed run
+    is reported and stops no other; the same call again goes on where each one stopped.
+
+    Args:
+        on_end: gets each outcome as it comes.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: expected 1 or more.")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+
+    def one(item: Planned) -> Outcome:
+        job = item.job if item.job.threads else item.job.override({"threads": threads}, item.job.name)
+        outcome = Outcome(item, run_apart(job))
+        on_end(outcome)
+        return outcome
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(one, [item for item in planned if not item.done]))
+
+
+def run_apart(job: Job) -> str:
+    """Run a job in another process; empty, or the last line of its log."""
+    folder = Path(job.run)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    described, text = folder.parent / f"{folder.name}.json", folder.parent / f"{folder.name}.log"
+    write_json(described, job.model_dump(mode="json"))
+    with text.open("a", encoding="utf-8") as output:
+        code = subprocess.run(
+            [sys.executable, "-m", "sscl.studies.job", str(described)],
+            stdout=output, stderr=output, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": str(job.threads or torch.get_num_threads())},
+        ).returncode  # fmt: skip
+    if code == 0:
+        return ""
+    lines = [line for line in text.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1] if lines else 'no message'} (exit code {code}; {text})"
+
+
+def chosen(planned: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
+    """The runs whose method or folder begins with one of `only`; all where none is named.
+
+    Raises:
+        UserError: a name that fits none.
+    """
+    if not only:
+        return list(planned)
+    for name in only:
+        if not any(item.job.name.startswith(name) for item in planned):
+            raise UserError(f"--only {name}: no run's name begins so. Runs: {', '.join(i.job.name for i in planned)}.")
+    return [item for item in planned if any(item.job.name.startswith(name) for name in only)]

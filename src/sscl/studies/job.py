@@ -1,0 +1,77 @@
+"""One run of a benchmark, from training to its record: `python -m sscl.studies.job JOB.json`."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from sscl.core.config import Config
+from sscl.core.errors import UserError
+from sscl.core.files import read_object
+from sscl.core.interrupt import Interrupted
+from sscl.stages.evaluate import evaluate
+from sscl.stages.predict import predict
+from sscl.stages.record import record
+from sscl.stages.train import train
+
+
+class Job(Config):
+    """What to run and where to leave it."""
+
+    name: str
+    dataset: str
+    run: str
+    """The run folder."""
+    record: str
+    """What is kept of it."""
+    method: str
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+    iterations: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The same by hand."""
+        settings = "".join(f" --set {key}={str(value).lower()}" for key, value in self.settings.items())
+        length = f" --iterations {self.iterations}" if self.iterations else ""
+        return (
+            f"sscl train {self.dataset} -o {self.run} --method {self.method} --seed {self.seed}{length}{settings}",
+            f"sscl predict {self.run}",
+            f"sscl evaluate {self.run}/predictions {self.dataset}",
+        )
+
+
+def execute(job: Job) -> None:
+    """Train, or go on; predict and score the test cases; keep the record. What is finished is not done again."""
+    dataset, run = Path(job.dataset), Path(job.run)
+    masks = run / "predictions"
+    train(
+        dataset, run, method=job.method, settings=job.settings, iterations=job.iterations, seed=job.seed,
+        device=job.device, threads=job.threads,
+    )  # fmt: skip
+    predict(run, [dataset], masks, device=job.device, threads=job.threads)
+    if not (masks / "scores").exists():  # each scoring opens the test cases once more
+        evaluate(masks, dataset)
+    record(run, masks, Path(job.record))
+
+
+def main(path: Path) -> int:
+    """The exit code: 0, 2 for a mistake in the input, 128 + signal for an interrupted run."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        execute(Job.read(read_object(path), str(path)))
+    except UserError as error:
+        logging.error("error: %s", error)
+        return 2
+    except Interrupted as error:
+        return 128 + error.number
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

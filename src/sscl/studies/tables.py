@@ -1,0 +1,107 @@
+"""A suite's records as the paper's table, and what they say about the unlabelled scans."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from sscl.core.files import write_text
+from sscl.methods import method_class
+from sscl.report import layout
+from sscl.report.layout import Table
+from sscl.report.paper_tables import Key, Ours, Spread, paper_table
+from sscl.report.tables import Row as ScoreRow
+from sscl.stages.record import Result, read_result
+from sscl.studies.benchmark import Planned
+from sscl.studies.compare import compare
+from sscl.studies.suites import Row, Suite
+
+MEASURES = {"dice": "dice", "jaccard": "jaccard", "hd95": "hd95_medpy_voxel", "asd": "asd_medpy_voxel"}
+"""The paper's metrics and their columns in scores.csv."""
+FORMATS = {"md": layout.markdown, "csv": layout.csv_text, "tex": layout.latex, "html": layout.html}
+
+
+def write_tables(suite: Suite, planned: Sequence[Planned], out: Path) -> list[Path]:
+    """Write the table in four formats, and `comparison.md`; from the records that there are."""
+    out.mkdir(parents=True, exist_ok=True)
+    done = [item for item in planned if (Path(item.job.record) / "record.json").is_file()]
+    if not done:
+        return []
+    table = suite_table(suite, done)
+    paths = []
+    for ending, text in FORMATS.items():
+        paths.append(out / f"{suite.table or 'table'}.{ending}")
+        write_text(paths[-1], text(table))
+    found = compare([Path(item.job.record) for item in done])
+    plain = Table(suite.title, found.table[0], found.table[1:])
+    curve = [Table("Mean Dice by the number of masks", found.curve[0], found.curve[1:])] if found.curve else []
+    parts = [layout.markdown(part) for part in (plain, *curve)]
+    paths.append(out / "comparison.md")
+    write_text(paths[-1], "\n".join([*parts, *(f"- {answer}" for answer in found.answers)]) + "\n")
+    return paths
+
+
+def suite_table(suite: Suite, done: Sequence[Planned]) -> Table:
+    """In the paper's layout, where the suite has a table of it; else method, masks and the four metrics."""
+    together: dict[int, list[Result]] = {}
+    rows: dict[int, Row] = {}
+    for item in done:
+        key = suite.rows.index(item.row)
+        rows[key] = item.row
+        together.setdefault(key, []).append(read_result(Path(item.job.record)))
+    ours = {_key(rows[key]): _ours(rows[key], results) for key, results in together.items()}
+    if suite.table:
+        return paper_table(suite.table, ours, _setting(next(iter(together.values()))[0]))
+    head = ["Method", "Masks", "Unlabelled", "Dice", "seeds", "failed"]
+    cells = [
+        [one.name or method, str(one.labelled), str(one.unlabelled), _number(one.dice), str(one.seeds), str(one.failed)]
+        for (method, _, _), one in ours.items()
+    ]
+    return Table(suite.title, head, cells)
+
+
+def _key(row: Row) -> Key:
+    masks = row.stands_for or (0 if row.masks == "all" else row.masks)
+    defaults = method_class(row.method).Config().model_dump()
+    return row.method, masks, frozenset(item for item in row.settings.items() if defaults.get(item[0]) != item[1])
+
+
+def _ours(row: Row, results: Sequence[Result]) -> Ours:
+    spreads = {name: _spread([result.rows for result in results], column) for name, column in MEASURES.items()}
+    recipe = results[0].recipe
+    return Ours(
+        **spreads,
+        seeds=len(results),
+        failed=sum(line["status"] in ("failed", "missing") for result in results for line in result.rows),
+        labelled=len(recipe.labelled),
+        unlabelled=len(recipe.unlabelled),
+        name=row.name or (row.slug.replace("_", " ") if row.settings else ""),
+    )
+
+
+def _spread(runs: Sequence[Sequence[ScoreRow]], column: str) -> Spread:
+    """Over cases and classes, each one's mean over seeds first; what is not applicable is left out, a miss is inf."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for rows in runs:
+        for row in rows:
+            if row[column]:
+                values.setdefault((row["case"], row["class"]), []).append(float(row[column]))
+    means = [fmean(of_case) for of_case in values.values()]
+    if not means or not all(map(math.isfinite, means)):
+        return Spread(None, None)
+    return Spread(fmean(means), stdev(means) if len(means) > 1 else None)
+
+
+def _number(spread: Spread) -> str:
+    return "∞" if spread.mean is None else f"{spread.mean:.3f}" + (f" ± {spread.std:.3f}" if spread.std else "")
+
+
+def _setting(result: Result) -> str:
+    recipe = result.recipe
+    cases = len({row["case"] for row in result.rows})
+    spacing = " x ".join(f"{step:g}" for step in recipe.plan.spacing_mm)
+    scans = len(recipe.labelled) + len(recipe.unlabelled)
+    return (
+        f"{scans} scans for training at {spacing} mm, {recipe.iterations} iterations, width {recipe.config['width']}, "
+        f"last iteration, no component filter, {cases} test cases."
+    )
