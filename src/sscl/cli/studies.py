@@ -156,8 +156,8 @@ def _say_hours(suite: "Suite") -> None:
 
 def _say_plan(planned: "Sequence[Planned]") -> None:
     for item in planned:
-        say(f"# {item.job.name}: {'done' if item.done else f'{item.hours:.2f} GPU hours (estimate, not run)'}")
+        say(f"# {item.job.name}: {'done' if item.done else f'{item.hours:.2g} GPU hours (estimate, not run)'}")
         for command in () if item.done else item.job.commands:
             say(command)
     left = [item for item in planned if not item.done]
-    say(f"# {len(left)} of {len(planned)} runs left: {sum(item.hours for item in left):.1f} GPU hours (estimate)")
+    say(f"# {len(left)} of {len(planned)} runs left: {sum(item.hours for item in left):.2g} GPU hours (estimate)")

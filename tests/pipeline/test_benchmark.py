@@ -1,0 +1,233 @@
+"""Benchmarks: what is planned, run, kept and not repeated; what the comparison says and what it does not claim."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_set import Tiny
+from torch.utils.flop_counter import FlopCounterMode
+
+from sscl import cli
+from sscl.core.errors import UserError
+from sscl.methods import METHODS, method_class
+from sscl.nets.vnet import VNet
+from sscl.report.published import TITLES, departing, published
+from sscl.report.statistics import holm, wilcoxon
+from sscl.stages.record import identity, read_records
+from sscl.studies import benchmark
+from sscl.studies.benchmark import Cases, Planned
+from sscl.studies.compare import compare, gains, grouped
+from sscl.studies.suites import SUITES, Suite, find_suite
+from sscl.studies.tables import write_tables
+
+RECORDS = Path(__file__).parents[2] / "docs" / "results" / "runs"
+CASES = Cases(pool="1:6", test="7:8")
+
+
+def suite(tmp_path: Path, *rows: dict[str, Any]) -> Suite:
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump({"title": "tiny", "rows": list(rows)}))
+    return find_suite(str(path))
+
+
+SMALL = {"width": 2}
+ROWS = (
+    {"method": "vnet", "masks": [2, 3], "settings": SMALL},
+    {"method": "mean_teacher", "masks": 3, "settings": SMALL},
+    {"method": "dtc", "masks": 3, "settings": {**SMALL, "optimiser.learning_rate": 1e30}},
+)
+
+
+def planned(suite: Suite, tiny: Tiny, out: Path, **options: Any) -> list[Planned]:
+    return benchmark.plan(suite, tiny.source, out, CASES, iterations=4, device="cpu", threads=1, **options)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    chosen, out = suite(tmp_path, *ROWS), tmp_path / "out"
+    plan = planned(chosen, tiny, out)
+    names = [item.job.name for item in plan]
+    assert names == [
+        "vnet_width-2_2_0", "vnet_width-2_3_0", "mean_teacher_width-2_3_0",
+        "dtc_optimiser.learning_rate-1e+30_width-2_3_0",
+    ]  # fmt: skip
+    outcomes = benchmark.run(plan, 1)
+    # the run that fails says why and stops no other
+    assert [bool(outcome.error) for outcome in outcomes] == [False, False, False, True]
+    assert "became nan" in outcomes[3].error
+    assert {path.name for path in (out / "records").iterdir()} == set(names[:3])
+    assert [item.done for item in planned(chosen, tiny, out)] == [True, True, True, False]
+    # a record is known by what it is of, not by its name
+    (out / "records" / names[0]).rename(out / "records" / "renamed")
+    assert [item.done for item in planned(chosen, tiny, out)] == [True, True, True, False]
+    assert [item.done for item in planned(chosen, tiny, out, seeds=(1,))] == [False] * 4
+    (out / "records" / "renamed").rename(out / "records" / names[0])
+    # one of an older version of the method is of another method
+    facts = json.loads((out / "records" / names[0] / "record.json").read_text())
+    old = facts | {"versions": {"engine": 1, "method": METHODS["vnet"].version + 1}}
+    (out / "records" / names[0] / "record.json").write_text(json.dumps(old))
+    assert [item.done for item in planned(chosen, tiny, out)] == [False, True, True, False]
+    # opened once each, by evaluate
+    openings = [len((out / f"data_{n}" / "openings.jsonl").read_text().splitlines()) for n in (2, 3)]
+    assert openings == [1, 2]
+
+    paths = write_tables(chosen, planned(chosen, tiny, out), out / "tables")
+    assert [path.name for path in paths] == ["table.md", "table.csv", "table.tex", "table.html", "comparison.md"]
+    with (out / "tables" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["Masks"], row["Unlabelled"], row["seeds"]) for row in rows] == [
+        ("2", "0", "1"),
+        ("3", "0", "1"),
+        ("3", "3", "1"),
+    ]
+    text = (out / "tables" / "comparison.md").read_text()
+    assert "with 3 masks, the 3 unlabelled scans" in text
+
+
+def test_cases_of_a_pool() -> None:
+    held_out = {"development": "51:60", "test": "61:80"}
+    cases = Cases("1:50", **held_out)
+    assert cases.options(8) == {"labelled": "1:8", "unlabelled": "9:50", **held_out}
+    assert cases.options("all") == cases.options(50) == {"labelled": "1:50", "unlabelled": 0, **held_out}
+    assert Cases().options(8) == {"labelled": 8, "development": None, "test": None}
+    assert Cases().options("all") == {"labelled": None, "development": None, "test": None}
+    with pytest.raises(UserError, match="Ask for fewer"):
+        cases.options(51)
+    with pytest.raises(UserError, match="expected A:B"):
+        Cases("50").options(8)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites_can_be_run_and_have_every_row_of_the_paper(name: str) -> None:
+    assert set(SUITES) == set(TITLES)
+    chosen, keys = SUITES[name], set()
+    for row in chosen.rows:
+        cls = method_class(row.method)
+        cls.Config.read(row.settings, name)
+        masks = row.stands_for or row.masks
+        defaults = cls.Config().model_dump()
+        settings = frozenset(item for item in row.settings.items() if defaults[item[0]] != item[1])
+        assert (row.method, masks, settings) not in keys, "twice"
+        keys.add((row.method, masks, settings))
+    if name != "fig6":
+        missing = {(row.method, row.masks, departing(row.settings)) for row in published(name)} - keys
+        assert missing == set()
+
+
+def test_a_suite_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean 'table1'"):
+        find_suite("tabel1")
+    with pytest.raises(UserError, match="does not exist"):
+        find_suite(str(tmp_path / "mine.yaml"))
+    (tmp_path / "mine.yaml").write_text("rows: 3")
+    with pytest.raises(UserError, match="a list of rows"):
+        find_suite(str(tmp_path / "mine.yaml"))
+    with pytest.raises(UserError, match="methd"):
+        suite(tmp_path, {"methd": "vnet", "masks": 8})
+
+
+def test_the_estimate_counts_the_network_s_operations() -> None:
+    images = torch.zeros(1, 1, 32, 32, 16)
+    with FlopCounterMode(display=False) as counter:
+        VNet(1, 2, 16)(images).sum().backward()
+    assert counter.get_total_flops() / images.numel() == pytest.approx(benchmark.FLOP_PER_VOXEL, rel=0.01)
+    hours = benchmark.gpu_hours("vnet", 3600, (100, 100, 100))
+    assert hours == pytest.approx(4e6 * benchmark.FLOP_PER_VOXEL / benchmark.FLOP_PER_SECOND)
+
+
+def test_hours_without_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["benchmark", "table4"]) == 0
+    out = capsys.readouterr().out
+    assert "an estimate, not run" in out
+    assert len(out.splitlines()) == 2 + len(SUITES["table4"].rows)
+    assert cli.main(["benchmark", "table4", "somewhere"]) == 2
+    assert "needs -o OUT" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_wilcoxon_by_counting_signs() -> None:
+    ours = {case: 0.5 + k / 100 for k, case in enumerate("abcde", start=1)}
+    assert wilcoxon(ours, dict.fromkeys("abcde", 0.5)) == pytest.approx(2 / 2**5)  # all five of 32 patterns of signs
+    assert wilcoxon(ours, ours) == 1
+    with pytest.raises(UserError, match="different cases"):
+        wilcoxon(ours, {"a": 1.0})
+
+
+# ---------------------------------------------------------------- comparison, on the records of docs/results
+
+
+def records(tmp_path: Path, *names: str) -> list[Path]:
+    for name in names:
+        shutil.copytree(RECORDS / name, tmp_path / name)
+    return [tmp_path / name for name in names]
+
+
+def test_the_committed_records_are_of_the_present_methods() -> None:
+    kept = read_records(RECORDS)
+    assert len(kept) > 30
+    assert [result.name for result in kept if result.identity != identity(result.recipe)] == []
+    assert len({result.identity for result in kept}) == len(kept)
+
+
+def test_only_the_same_network_on_the_same_masks_tells_what_unlabelled_scans_gave(tmp_path: Path) -> None:
+    paths = records(tmp_path, "vnet_8_0", "vnet_50_0", "mean_teacher_8_0", "sscl_8_0", "dtc_8_0")
+    groups = grouped([read_records(tmp_path)[k] for k in range(5)])
+    assert {(gain.ours.method, gain.baseline.method, gain.baseline.masks) for gain in gains(groups)} == {
+        ("mean_teacher", "vnet", 8)
+    }
+    found = compare(paths)
+    assert len(found.answers) == 3
+    assert found.answers[0].startswith("mean_teacher: with 8 masks, the 42 unlabelled scans")
+    assert any("run sscl --set unlabelled=false" in line for line in found.answers)
+    assert any(line.startswith("dtc") and "cannot be told" in line for line in found.answers)
+    assert found.curve == [["masks", "8", "50"], ["vnet", found.curve[1][1], found.curve[1][2]]]
+
+
+def test_a_gain_is_the_mean_of_differences_and_seeds_go_together(tmp_path: Path) -> None:
+    paths = records(tmp_path, "vnet_8_0", "vnet_8_1", "mean_teacher_8_0", "mean_teacher_8_1")
+    dice = {}
+    for path in paths:
+        with (path / "scores.csv").open() as file:
+            dice[path.name] = fmean(float(row["dice"]) for row in csv.DictReader(file))
+    (gain,) = gains(grouped(read_records(tmp_path)))
+    expected = (dice["mean_teacher_8_0"] + dice["mean_teacher_8_1"] - dice["vnet_8_0"] - dice["vnet_8_1"]) / 2
+    assert gain.interval.mean == pytest.approx(expected)
+    assert gain.interval.num_seeds == 2
+
+
+def test_settings_tell_groups_apart(tmp_path: Path) -> None:
+    (path, _) = records(tmp_path, "sscl_8_0", "vnet_8_0")
+    shutil.copytree(path, tmp_path / "other")
+    recipe = yaml.safe_load((path / "recipe.yaml").read_text())
+    recipe["config"]["lam"] = 2.0
+    (tmp_path / "other" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    labels = {group.label for group in grouped(read_records(tmp_path))}
+    assert labels == {"sscl", "sscl lam=2.0", "vnet"}
+
+
+def test_comparisons_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a run"):
+        compare([tmp_path])
+    one, two = records(tmp_path, "vnet_8_0", "vnet_8_1")
+    lines = (two / "scores.csv").read_text().splitlines()
+    (two / "scores.csv").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(UserError, match="scored on different cases"):
+        compare([one, two])
+    shutil.rmtree(two)
+    shutil.copytree(one, two)
+    with pytest.raises(UserError, match="a second run of seed 0"):
+        compare([one, two])
