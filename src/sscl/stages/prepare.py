@@ -15,12 +15,13 @@ from sscl.core.errors import UserError
 from sscl.core.files import read_object, write_json
 from sscl.core.plan import Plan, Spacing
 from sscl.data.check import Pair, check_assumed_size, check_image, check_masks, check_pair, labels_from_values
-from sscl.data.layouts import Source, discover
+from sscl.data.layouts import discover
 from sscl.data.planning import fingerprint, make_plan, read_settings
 from sscl.data.preprocess import preprocess, resample_label
 from sscl.data.presets import Preset
 from sscl.data.presets import preset as find_preset
 from sscl.data.promises import check_promises, require_masks
+from sscl.data.source import Source
 from sscl.data.split import Split, read_lists, split_from_lists, split_from_options
 from sscl.data.store import write_case
 from sscl.stages.dataset import open_dataset
