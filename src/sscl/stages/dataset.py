@@ -31,8 +31,8 @@ class Dataset:
     """Over plan, split and the digests of the scans that were read."""
 
     def image_paths(self, case: str) -> list[Path]:
-        """The scan's files in the source folder."""
-        return [Path(self.facts["source"]) / path for path in self.facts["cases"][case]["image"]]
+        """The scan's files in the source folder, or, where `prepare` cropped them, in this one."""
+        return [self.folder / self.facts["source"] / path for path in self.facts["cases"][case]["image"]]
 
 
 def is_dataset(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe
 from sscl.metrics.table import definitions
 from sscl.report import figures, html, statistics, tables
 from sscl.volumes.files import case_stem, read_image, read_label
-from sscl.volumes.geometry import same_grid, to_ras
+from sscl.volumes.geometry import on_grid_of, same_grid, to_ras
 from sscl.volumes.volume import Volume
 
 MAX_PICTURED = 24
@@ -203,13 +203,15 @@ def _scan(case: str, run: _Run) -> tuple[Volume, Any, int | None]:
     facts = read_object(Path(run.recipe.dataset) / "dataset.json", "source", "channels", "cases", "ignore_label")
     if case not in facts["cases"]:
         raise UserError(f"the case is not in {run.recipe.dataset}: its scan is unknown.")
-    source, files = Path(facts["source"]), facts["cases"][case]
+    source, files = Path(run.recipe.dataset) / facts["source"], facts["cases"][case]
     label = run.references.get(case) or (source / files["label"] if files["label"] else None)
     if label is None:
         raise UserError(f"the reference mask is neither in {run.recipe.dataset} nor noted by `sscl evaluate`.")
     spacing = run.recipe.plan.spacing_if_missing_mm
     image = to_ras(read_image([source / path for path in files["image"]], len(facts["channels"]), spacing))
-    return image, _on_grid(read_label(label, spacing), image, label), facts["ignore_label"]
+    mask, axes = read_label(label, spacing), facts.get("mask_axes")
+    mask = on_grid_of(image, mask, axes, label) if axes else mask
+    return image, _on_grid(mask, image, label), facts["ignore_label"]
 
 
 def _on_grid(mask: Volume, image: Volume, path: Path) -> Any:
