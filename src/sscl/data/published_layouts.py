@@ -102,8 +102,8 @@ def _read_list(path: Path, cases: Collection[str]) -> tuple[str, ...]:
 
 
 def _pancreas_ct(source: Path) -> Source | None:
-    """Folders PANCREAS_0001, ... with one series each, and label0001.nii.gz, ... in the source or in a folder of it that
-    is called label-something.
+    """Folders PANCREAS_0001, ... with one series each, and label0001.nii.gz, ... in the source or in a folder
+    of it that has "label" in its name.
 
     The array of such a mask runs left, posterior, superior, which is the order of its scan's columns, rows and slices,
     but its header says otherwise: hence `mask_axes`. The evidence is in docs/data.md.
