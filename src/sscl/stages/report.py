@@ -204,14 +204,17 @@ def _scan(case: str, run: _Run) -> tuple[Volume, Any, int | None]:
     if case not in facts["cases"]:
         raise UserError(f"the case is not in {run.recipe.dataset}: its scan is unknown.")
     source, files = Path(run.recipe.dataset) / facts["source"], facts["cases"][case]
-    label = run.references.get(case) or (source / files["label"] if files["label"] else None)
+    own = source / files["label"] if files["label"] else None
+    label = run.references.get(case) or own
     if label is None:
         raise UserError(f"the reference mask is neither in {run.recipe.dataset} nor noted by `sscl evaluate`.")
     spacing = run.recipe.plan.spacing_if_missing_mm
     image = to_ras(read_image([source / path for path in files["image"]], len(facts["channels"]), spacing))
-    mask, axes = read_label(label, spacing), facts.get("mask_axes")
-    mask = on_grid_of(image, mask, axes, label) if axes else mask
-    return image, _on_grid(mask, image, label), facts["ignore_label"]
+    if own is None or label.resolve() != own.resolve():
+        return image, _on_grid(read_label(label, spacing), image, label), facts["ignore_label"]
+    mask = read_label(label, spacing, {int(stored): value for stored, value in facts.get("label_map", {}).items()})
+    axes = facts.get("mask_axes")
+    return image, _on_grid(on_grid_of(image, mask, axes, label) if axes else mask, image, label), facts["ignore_label"]
 
 
 def _on_grid(mask: Volume, image: Volume, path: Path) -> Any:
