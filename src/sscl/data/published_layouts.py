@@ -106,7 +106,7 @@ def _pancreas_ct(source: Path) -> Source | None:
     of it that has "label" in its name.
 
     The array of such a mask runs left, posterior, superior, which is the order of its scan's columns, rows and slices,
-    but its header says otherwise: hence `mask_axes`. The evidence is in docs/data.md.
+    whatever its header says: hence `mask_axes`. That is inferred; the evidence is in docs/data.md.
     """
     above = [source, source / "Pancreas-CT", *sorted(source.glob("manifest-*/Pancreas-CT"))]
     folder = next((folder for folder in above if _pancreas_folders(folder)), None)
