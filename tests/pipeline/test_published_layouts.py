@@ -385,8 +385,17 @@ def test_la_literature_writes_the_crops_into_the_data_set(tmp_path: Path) -> Non
     assert prepare(source, out, preset="la-literature", labelled=1, test="last:1", settings=SMALL).skipped
 
 
+def test_cropped_scans_are_other_data(tmp_path: Path) -> None:
+    """Also where the plan, the split and every file that was read are the same."""
+    source, settings = la_challenge(tmp_path / "src", 2), {**SMALL, "scaling": "zscore"}
+    digests = set()
+    for preset in ("la", "la-literature"):
+        digests.add(open_dataset(prepare(source, tmp_path / preset, preset=preset, settings=settings).out).digest)
+    assert len(digests) == 2
+
+
 @pytest.mark.parametrize("preset", ["la-literature", "la", "pancreas"])
-def test_from_scans_to_report(tmp_path: Path, preset: str) -> None:
+def test_from_scans_to_report(tmp_path: Path, preset: str, caplog: pytest.LogCaptureFixture) -> None:
     """Where the mask is laid, and on which scan, is one thing for prepare, predict, evaluate and report."""
     source, out = tmp_path / "src", tmp_path / "out"
     pancreas(source, (2, 3, 1)) if preset == "pancreas" else la_challenge(source, 4)
@@ -406,6 +415,8 @@ def test_from_scans_to_report(tmp_path: Path, preset: str) -> None:
     page = report([tmp_path / "run"], tmp_path / "report.html").read_text()
     assert "have no picture" not in page
     assert set(re.findall(r"(\d+) wrong voxels", page)) == {"0"}
+    predict(tmp_path / "run", open_dataset(out).image_paths(case), tmp_path / "elsewhere", device="cpu")
+    assert ("takes intensities as they are" in caplog.text) == (preset == "la-literature")
 
 
 @pytest.mark.parametrize("preset", ["pancreas-literature", "pancreas-coranet-literature"])
@@ -457,7 +468,7 @@ def test_an_empty_mask_has_no_box(tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_the_community_s_files_have_the_crop_of_our_preset(data_dir: Path) -> None:
-    """In x and y: the mask's box, widened to 112, and 10 to 19 voxels on each side, where our preset has 15."""
+    """In x and y: the mask's box, widened to 112, and 9 to 19 voxels on each side, where our preset has 15."""
     crop = PRESETS["la-literature"].mask_crop
     assert crop
     files = sorted((data_dir / "la").rglob("mri_norm2.h5"))
@@ -470,5 +481,5 @@ def test_the_community_s_files_have_the_crop_of_our_preset(data_dir: Path) -> No
         assert wide[ours].shape[2] == label.shape[2]
         for axis in (0, 1):
             theirs = slice(60, 60 + label.shape[axis])
-            assert abs(ours[axis].start - theirs.start) <= 6  # of 10..19 against 15, and of rounding half a voxel
+            assert abs(ours[axis].start - theirs.start) <= 6
             assert abs(ours[axis].stop - theirs.stop) <= 6

@@ -109,8 +109,8 @@ _LA_QUICK = Preset(
 )
 
 # The crop of the challenge's scans that made the community's h5 files (UA-MT): z-scores of the whole scan, then in x
-# and y the mask's box, widened to 112, and on each side 10 to 19 voxels more, drawn at random: here always 15. Those
-# files can therefore not be made anew, only their like.
+# and y the mask's box, widened to 112, and on each side about 10 to 19 voxels more, drawn at random: here always 15.
+# Those files can therefore not be made anew, only their like.
 _LA_LITERATURE = _LA.model_copy(
     update={
         "plan": {**_LA.plan, "intensity": {"scaling": "none"}},

@@ -91,9 +91,7 @@ def prepare(
     fixed = _merged(known.plan if known else {}, fields)
     with collected_warnings() as warnings:
         found = _renamed(_relabelled(discover(source, images, labels), known, fields), fixed)
-        listed = (
-            with_published_lists(found, preset or "", known.order, known.test) if known and not split_file else found
-        )
+        listed = _listed(found, preset, split_file)
         split, used = choose(listed, split_file, labelled, unlabelled, development, test)
         check_promises(found, explicit=split_file is not None or labelled is not None)
         require_masks(found, split)
@@ -120,6 +118,13 @@ def prepare(
 
 
 # Reading and storing
+
+
+def _listed(found: Source, preset: str | None, split_file: Path | None) -> Source:
+    """With the preset's lists, unless the user names every case."""
+    if preset is None or split_file:
+        return found
+    return with_published_lists(found, preset, find_preset(preset).order, find_preset(preset).test)
 
 
 def _inputs(found: Source, split: Split, described: Sequence[Path], known: Preset | None) -> dict[str, str]:
