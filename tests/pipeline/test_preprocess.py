@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sscl.core.errors import UserError
 from sscl.core.plan import IGNORE, Plan
-from sscl.data.preprocess import on_grid, preprocess, resample_label, restore, target_size
+from sscl.data.preprocess import on_grid, preprocess, resample_label, resampled, restore, target_size
 from sscl.volumes.volume import Volume
 
 
@@ -131,3 +131,26 @@ def test_an_image_of_one_value_is_refused(value: float, scaling: str) -> None:
     scan = volume(np.full((20, 20, 20), value, np.float32), (1, 1, 1))
     with pytest.raises(UserError, match="every voxel has the same value"):
         preprocess(scan, plan((1, 1, 1), intensity={"scaling": scaling}))
+
+
+@pytest.mark.parametrize("target", [(0.7, 0.9, 1.1), (1.9, 1.9, 1.9), (1.0, 1.2, 3.1), SPACING])
+def test_a_resampled_scan_says_where_it_lies(target: tuple[float, float, float]) -> None:
+    """The blob's centre by the new affine is where the old one has it, and its values are not normalised."""
+    blob = 100 * np.exp(-0.5 * (distances(SHAPE, SPACING, CENTRE) / 4) ** 2).astype(np.float32)
+    turned = np.array([[0, -1, 0, 5], [1, 0, 0, -7], [0, 0, 1, 9], [0, 0, 0, 1.0]])
+    scan = Volume(blob[None], turned @ np.diag([*SPACING, 1.0]))
+    found = resampled(scan, plan(target))
+    np.testing.assert_allclose(found.spacing_mm, target, rtol=1e-6)
+    assert 80 < found.array.max() <= 100
+    places = []
+    for one in (scan, found):
+        weights = one.array[0] / one.array[0].sum()
+        voxel = [(index * weights).sum() for index in np.indices(one.shape)]
+        places.append(one.affine @ (*voxel, 1))
+    np.testing.assert_allclose(places[0], places[1], atol=0.05)
+
+
+def test_values_can_stay_as_they_are() -> None:
+    array = np.random.default_rng(0).normal(300, 50, SHAPE).astype(np.float32)
+    kept = preprocess(volume(array, SPACING), plan(SPACING, intensity={"window": (250.0, 350.0), "scaling": "none"}))
+    np.testing.assert_array_equal(kept[0], np.clip(array, 250, 350))

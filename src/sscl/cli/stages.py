@@ -46,7 +46,7 @@ def prepare(
     Args:
         source: The folder, as it is.
         out: The data set to make.
-        preset: la, la-quick, pancreas or kits19. Without one, the plan is made from the labelled scans.
+        preset: la, la-quick, pancreas, kits19, ... (docs/data.md). Without one, the labelled scans make the plan.
         split: JSON file with the lists labelled, unlabelled, development, test; or nnU-Net's splits_final.json.
         labelled: How many cases to train on with their masks, or which: 8, first:8, 1:8.
         unlabelled: How many or which to train on without; imagesTs for that folder.

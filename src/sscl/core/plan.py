@@ -19,8 +19,8 @@ class Intensity(Config):
 
     window: tuple[float, float] | None = None
     """Clip to these values (CT: Hounsfield units)."""
-    scaling: Literal["zscore", "unit"] = "zscore"
-    """`zscore`: each volume to mean 0, standard deviation 1. `unit`: the window to 0..1."""
+    scaling: Literal["zscore", "unit", "none"] = "zscore"
+    """`zscore`: each volume to mean 0, standard deviation 1. `unit`: the window to 0..1. `none`: values as they are."""
 
 
 class Plan(Config):

@@ -1,63 +1,17 @@
 """Folders as they are found: which scans there are, which have a mask, and what the folder says about them."""
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
 from sscl.core.files import read_json
 from sscl.data.matching import entries, group, has_channel_suffix, refuse_orphans, volumes_in
-from sscl.data.split import Lists
+from sscl.data.published_layouts import SCANS_OF_FOLDERS, folders_with, published
+from sscl.data.source import Case, Source
 from sscl.volumes.files import case_stem, is_volume
 
 _MASK_FOLDERS = ("labels", "masks", "segmentations")
-_H5 = "mri_norm2.h5"
-_NRRD = ("lgemri.nrrd", "laendo.nrrd")
-
-
-@dataclass(frozen=True)
-class Case:
-    """The files of one scan: its image (one file a channel, one file with all, or a DICOM folder) and its mask."""
-
-    images: tuple[Path, ...]
-    label: Path | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a folder holds."""
-
-    name: str
-    root: Path
-    layout: str
-    channels: tuple[str, ...]
-    labels: tuple[str, ...] | None
-    """Class names by value, background first; None where nothing declares them."""
-    cases: Mapping[str, Case]
-    order: tuple[str, ...]
-    """The cases that positions count: sorted names, or the order of the LA benchmark's train.list."""
-    lists: Lists = field(default_factory=dict)
-    """Lists that belong to the layout: the LA benchmark's test.list."""
-    split_file: Path | None = None
-    """nnU-Net's `splits_final.json`, where it lies beside the scans."""
-    images_ts: tuple[str, ...] = ()
-    """Scans in `imagesTs`: never trained on unless the user says so."""
-    ignore_label: int | None = None
-    label_map: Mapping[int, int] = field(default_factory=dict)
-    """Stored mask value to class (the LA challenge's 255 is 1)."""
-    num_training: int | None = None
-    """How many masks `dataset.json` promises."""
-    every_mask_promised: bool = False
-    """Patient folders of the LA challenge hold a mask each."""
-    files: tuple[Path, ...] = ()
-    """The files that describe the set."""
-
-    @property
-    def masked(self) -> frozenset[str]:
-        """Cases with a mask file."""
-        return frozenset(name for name, case in self.cases.items() if case.label is not None)
 
 
 def discover(source: Path, images: Path | None = None, labels: Path | None = None) -> Source:
@@ -78,11 +32,8 @@ def discover(source: Path, images: Path | None = None, labels: Path | None = Non
         return _two_folders(source, _inside(source, images), _inside(source, labels))
     if (source / "dataset.json").is_file():
         return _nnunet(source)
-    for folder in (source, source / "2018LA_Seg_Training Set"):
-        if patients := _folders_with(folder, (_H5,)):
-            return _la_benchmark(source, folder, patients)
-        if patients := _folders_with(folder, _NRRD):
-            return _la_challenge(source, patients)
+    if known := published(source):
+        return known
     if (source / "images").is_dir():
         masks = [source / name for name in _MASK_FOLDERS if (source / name).is_dir()]
         if len(masks) == 1:
@@ -92,8 +43,8 @@ def discover(source: Path, images: Path | None = None, labels: Path | None = Non
             f"{source}: expected one of labels, masks, segmentations beside images, found {found}. Use --labels."
         )
     raise UserError(
-        f"{source}: no known layout. Expected dataset.json with imagesTr and labelsTr, images and labels, or patient "
-        f"folders with {_H5} or {_NRRD[0]}; or name two folders with --images and --labels."
+        f"{source}: no known layout. Expected dataset.json with imagesTr and labelsTr, images and labels, folders with "
+        f"{', '.join(SCANS_OF_FOLDERS)}, or PANCREAS_0001, ...; or name two folders with --images and --labels."
     )
 
 
@@ -101,17 +52,18 @@ def scans_in(path: Path, num_channels: int) -> dict[str, tuple[Path, ...]]:
     """The scans of a file or folder, to predict on: case name to its files, in the order of the channels.
 
     Args:
-        path: a volume, the folder of a DICOM series, or a folder of volumes, DICOM folders or LA patient folders.
+        path: a volume, the folder of a DICOM series, or a folder of volumes, DICOM folders, or folders named by their
+            case as LA and KiTS19 have them.
 
     Raises:
         UserError: nothing there, or channels missing.
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist. Name a scan or a folder of scans.")
-    for name in (_H5, _NRRD[0]):
-        if patients := _folders_with(path, (name,)):
+    for name in SCANS_OF_FOLDERS:
+        if patients := folders_with(path, (name,)):
             return {patient.name: (patient / name,) for patient in patients}
-    if path.is_file() and path.name in (_H5, _NRRD[0]):
+    if path.is_file() and path.name in SCANS_OF_FOLDERS:
         return {path.resolve().parent.name: (path,)}
     scans = volumes_in(path) if path.is_dir() and not _holds_slices(path) else {case_stem(path): path}
     if not scans:
@@ -249,69 +201,6 @@ def _inside(source: Path, folder: Path) -> Path:
     return source / folder if (source / folder).is_dir() else folder
 
 
-# Left atrium: the community's HDF5 files, and the challenge's patient folders
-
-
-def _la_benchmark(source: Path, folder: Path, patients: Sequence[Path]) -> Source:
-    cases = {patient.name: Case((patient / _H5,), patient / _H5) for patient in patients}
-    files = [path for name in ("train.list", "test.list") for path in (folder / name, source / name) if path.is_file()]
-    lists = {path.stem: _read_list(path, cases) for path in reversed(files)}
-    test = {"test": lists["test"]} if "test" in lists else {}
-    if both := sorted(set(lists.get("train", ())) & set(test.get("test", ()))):
-        raise UserError(f"{files[0]}: case '{both[0]}' is in both train.list and test.list: a leak. List it once.")
-    rest = tuple(sorted(cases.keys() - set(test.get("test", ()))))
-    return Source(
-        name=source.resolve().name,
-        root=source,
-        layout="la_benchmark",
-        channels=("MRI",),
-        labels=("background", "left_atrium"),
-        cases=cases,
-        order=lists.get("train", rest),
-        lists=test,
-        files=tuple(dict.fromkeys(files)),
-    )
-
-
-def _la_challenge(source: Path, patients: Sequence[Path]) -> Source:
-    cases = {}
-    for patient in patients:
-        image, label = (patient / name for name in _NRRD)
-        if not image.is_file():
-            raise UserError(f"{image}: is missing beside {label.name}. Restore it, or remove the folder.")
-        cases[patient.name] = Case((image,), label if label.is_file() else None)
-    return Source(
-        name=source.resolve().name,
-        root=source,
-        layout="la_challenge",
-        channels=("MRI",),
-        labels=("background", "left_atrium"),
-        cases=cases,
-        order=tuple(sorted(cases)),
-        label_map={255: 1},
-        every_mask_promised=True,
-    )
-
-
-def _folders_with(folder: Path, names: Collection[str]) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [entry for entry in entries(folder) if entry.is_dir() and any((entry / name).is_file() for name in names)]
-
-
 def _holds_slices(folder: Path) -> bool:
     """Whether a DICOM series lies in the folder itself, not in folders below."""
     return is_volume(folder) and not any(is_volume(entry) for entry in entries(folder) if entry.is_dir())
-
-
-def _read_list(path: Path, cases: Collection[str]) -> tuple[str, ...]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    names = [name for name in names if name]
-    for name, count in Counter(names).items():
-        if name not in cases:
-            raise UserError(
-                f"{path}: case '{name}' is listed, but there is no folder {name} with {_H5}. Restore it or take it out."
-            )
-        if count > 1:
-            raise UserError(f"{path}: case '{name}' is listed {count} times. List it once.")
-    return tuple(names)

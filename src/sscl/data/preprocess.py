@@ -43,6 +43,18 @@ def resample_label(label: Volume, plan: Plan) -> NDArray[np.int8]:
     return np.array(names, dtype=np.int8)[_largest(shares)]
 
 
+def resampled(volume: Volume, plan: Plan) -> Volume:
+    """A RAS volume on the plan's grid, its intensities as they were."""
+    array = np.stack([_resample(channel, volume, plan) for channel in volume.array])
+    shape: Size = array.shape[1:]
+    if shape == volume.shape and _same(volume.spacing_mm, plan.spacing_mm):
+        return Volume(array, volume.affine)
+    scale = np.divide(plan.spacing_mm, volume.spacing_mm)
+    step = np.eye(4)  # voxel index on the plan's grid -> voxel index of the scan
+    step[:3, :3], step[:3, 3] = np.diag(scale), _offset(scale, volume.shape, shape)
+    return Volume(array, volume.affine @ step)
+
+
 def restore(probabilities: NDArray[np.float32], volume: Volume, plan: Plan) -> NDArray[np.int16]:
     """Class probabilities (classes, x, y, z) on the plan's grid to labels on the RAS volume's own grid, (x, y, z).
 
@@ -94,10 +106,12 @@ def _offset(scale: NDArray[np.float64], source: Iterable[int], target: Iterable[
 
 
 def _normalise(channel: NDArray[np.float32], intensity: Intensity) -> NDArray[np.float32]:
-    """The window, then either z-scores of the volume or the window's range to 0..1."""
+    """The window, then z-scores of the volume, or the window's range to 0..1, or nothing more."""
     if intensity.window is not None:
         channel = np.clip(channel, *intensity.window)
-    if intensity.scaling == "unit":
+    if intensity.scaling == "none":
+        shift, scale = 0.0, 1.0
+    elif intensity.scaling == "unit":
         low, high = intensity.window or (float(channel.min()), float(channel.max()))
         shift, scale = low, high - low
     else:

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from sscl.core.config import Config
 from sscl.core.errors import unknown
+from sscl.data import published_lists
+from sscl.data.mask_crop import MaskCrop
 
 
 class Preset(Config):
@@ -27,6 +29,14 @@ class Preset(Config):
     """Voxels along the longer of x and y, at least and at most, of files that hold no voxel size: where there are fewer
     or more of them, they have probably another size than the preset takes.
     """
+    order: tuple[str, ...] = ()
+    """The published list of training cases: the first so many are the labelled ones."""
+    test: tuple[str, ...] = ()
+    """The published list of test cases, with `order`."""
+    duplicates: tuple[str, ...] = ()
+    """Cases that are said to be one scan."""
+    mask_crop: MaskCrop | None = None
+    """Cut every scan to a box around its mask, of test cases too: only in presets that are called `-literature`."""
 
 
 # LA, 2018 Atrial Segmentation Challenge. Paper sec. 4.1; patch, stride and z-score are those of UA-MT, SS-Net
@@ -100,9 +110,19 @@ _LA_QUICK = Preset(
     longest_xy=(1, 130),
 )
 
+# The crop of the challenge's scans that made the community's h5 files (UA-MT): z-scores of the whole scan, then in x
+# and y the mask's box, widened to 112, and on each side about 10 to 19 voxels more, drawn at random: here always 15.
+# Those files can therefore not be made anew, only their like.
+_LA_LITERATURE = _LA.model_copy(
+    update={
+        "plan": {**_LA.plan, "intensity": {"scaling": "none"}},
+        "mask_crop": MaskCrop(margin=(15, 15, None), at_least=(112 + 2 * 15, 112 + 2 * 15, 1), zscore_first=True),
+    }
+)
+
 # NIH Pancreas-CT. Window, 1 mm and 16^3 stride: paper sec. 4.1; of the two protocols that it mixes this is MC-Net's and
 # DTC's (window, then z-score of the volume). Turning and mirroring off: with them DTC's 12-label run falls to 40.9 Dice
-# (its issue 10), although the paper's text says that they are used.
+# (its issue 10), although the paper's text says that they are used. Lists: MC-Net's 62 + 20.
 _PANCREAS = Preset(
     plan={
         "spacing_mm": (1.0, 1.0, 1.0),
@@ -114,11 +134,30 @@ _PANCREAS = Preset(
         "foreground_share": 0.0,
     },
     iterations=34_000,
+    order=published_lists.PANCREAS_MC_NET,
+    test=published_lists.PANCREAS_MC_NET_TEST,
+    duplicates=published_lists.PANCREAS_DUPLICATES,
+)
+
+# The other protocol: CoraNet's and BCP's 62 + 18 cases, the window to 0..1.
+_PANCREAS_CORANET = _PANCREAS.model_copy(
+    update={
+        "plan": {**_PANCREAS.plan, "intensity": {"window": (-125.0, 275.0), "scaling": "unit"}},
+        "order": published_lists.PANCREAS_CORANET,
+        "test": published_lists.PANCREAS_CORANET_TEST,
+    }
+)
+
+# Their crops, at 1 mm: MC-Net's box in x and y with 25 voxels on each side, at least 96, then z-scores of the crop;
+# CoraNet's the same on all three axes.
+_PANCREAS_LITERATURE = _PANCREAS.model_copy(update={"mask_crop": MaskCrop(margin=(25, 25, None), at_least=(96, 96, 1))})
+_PANCREAS_CORANET_LITERATURE = _PANCREAS_CORANET.model_copy(
+    update={"mask_crop": MaskCrop(margin=(25, 25, 25), at_least=(96, 96, 96))}
 )
 
 # KiTS19. Patch and stride: paper sec. 4.1; window: GBDL's; voxel size: nnU-Net's low-resolution plan for KiTS19, with
 # which 128x128x64 covers both kidneys. The paper gives no voxel size, nor says whether the tumour (2) counts as kidney.
-# Here it does, because every table of the paper has one organ.
+# Here it does, because every table of the paper has one organ. No list of 160 + 50 was published: this one is ours.
 _KITS19 = Preset(
     plan={
         "spacing_mm": (1.62, 1.62, 3.22),
@@ -132,6 +171,8 @@ _KITS19 = Preset(
     iterations=34_000,
     labels=("background", "kidney"),
     label_map={2: 1},
+    order=published_lists.KITS19_OURS,
+    test=published_lists.KITS19_OURS_TEST,
 )
 
 # Ours: the embedded virtual patients (phantom.py), coarse enough for minutes; method settings as in la-quick.
@@ -153,7 +194,11 @@ _DEMO = Preset(
 PRESETS: dict[str, Preset] = {
     "la": _LA,
     "la-quick": _LA_QUICK,
+    "la-literature": _LA_LITERATURE,
     "pancreas": _PANCREAS,
+    "pancreas-literature": _PANCREAS_LITERATURE,
+    "pancreas-coranet": _PANCREAS_CORANET,
+    "pancreas-coranet-literature": _PANCREAS_CORANET_LITERATURE,
     "kits19": _KITS19,
     "demo": _DEMO,
 }

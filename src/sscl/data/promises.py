@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from sscl.core.errors import UserError
-from sscl.data.layouts import Source
+from sscl.data.source import Source
 from sscl.data.split import Split
 
 logger = logging.getLogger("sscl")

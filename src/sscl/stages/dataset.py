@@ -28,11 +28,11 @@ class Dataset:
     preset: str | None
     """The preset that it was prepared with: its training settings hold for runs on it."""
     digest: str
-    """Over plan, split and the digests of the scans that were read."""
+    """Over plan, split and the digests of the scans that were read; cropped scans are others than whole ones."""
 
     def image_paths(self, case: str) -> list[Path]:
-        """The scan's files in the source folder."""
-        return [Path(self.facts["source"]) / path for path in self.facts["cases"][case]["image"]]
+        """The scan's files in the source folder, or, where `prepare` cropped them, in this one."""
+        return [self.folder / self.facts["source"] / path for path in self.facts["cases"][case]["image"]]
 
 
 def is_dataset(folder: Path) -> bool:
@@ -53,6 +53,7 @@ def open_dataset(folder: Path) -> Dataset:
     values = {name: read_object(folder / name, *_KEYS.get(name, ())) for name in names}
     plan = Plan.read(values[PLAN], str(folder / PLAN))
     split = Split.read(values[SPLIT], str(folder / SPLIT))
-    identity = json.dumps([values[PLAN], values[SPLIT], values[STAGE]["inputs"]], sort_keys=True)
+    cropped = [] if Path(values[DATASET]["source"]).is_absolute() else ["cropped"]
+    identity = json.dumps([values[PLAN], values[SPLIT], values[STAGE]["inputs"], *cropped], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
     return Dataset(folder, values[DATASET], split, plan, values[STAGE]["config"].get("preset"), digest)

@@ -20,8 +20,8 @@ from sscl.core.plan import Plan, Spacing
 from sscl.metrics import table
 from sscl.stages.dataset import is_dataset
 from sscl.stages.folder import STAGE, digest, write_stage
-from sscl.volumes.files import case_stem, is_volume, read_label
-from sscl.volumes.geometry import same_grid
+from sscl.volumes.files import case_stem, is_volume, read_image, read_label
+from sscl.volumes.geometry import on_grid_of, same_grid
 from sscl.volumes.volume import Volume
 
 logger = logging.getLogger("sscl")
@@ -47,6 +47,9 @@ class _Reference:
     others: frozenset[str] = frozenset()
     spacing_if_missing_mm: Spacing | None = None
     label_map: Mapping[int, int] = field(default_factory=dict)
+    mask_axes: str | None = None
+    """See `sscl.data.source.Source`; then `scans` are the files of each case that is due."""
+    scans: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -102,6 +105,9 @@ def _score(
 ) -> list[table.Score]:
     """One case, both masks read and checked; `path` None: missing."""
     truth = _read_mask(due.masks[case], spacing_mm, {*labels, due.ignore_label}, due.label_map)
+    if due.mask_axes:
+        scan = read_image(due.scans[case], len(due.scans[case]), spacing_mm)
+        truth = on_grid_of(scan, truth, due.mask_axes, due.masks[case])
     answer = None
     if path is not None:
         answer = _read_mask(path, spacing_mm, set(labels))
@@ -141,7 +147,7 @@ def _from_dataset(dataset: Path, split: str) -> _Reference:
     lists = read_object(dataset / "split.json")
     if split not in lists:
         raise unknown(f"{dataset / 'split.json'}: list", split, lists)
-    source = Path(facts["source"])
+    source = dataset / facts["source"]  # which is absolute, unless `prepare` cropped the scans
     masks = {}
     for case in lists[split]:
         label = facts["cases"][case]["label"]
@@ -157,6 +163,8 @@ def _from_dataset(dataset: Path, split: str) -> _Reference:
         others=frozenset(facts["cases"].keys() - masks.keys()),
         spacing_if_missing_mm=Plan.read(read_object(plan), str(plan)).spacing_if_missing_mm,
         label_map={int(stored): value for stored, value in facts.get("label_map", {}).items()},
+        mask_axes=facts.get("mask_axes"),
+        scans={case: [source / path for path in facts["cases"][case]["image"]] for case in masks},
     )
 
 

@@ -174,6 +174,12 @@ def _scans(inputs: Sequence[Path], split: str, plan: Plan) -> dict[str, Sequence
 
 def _found(path: Path, split: str, plan: Plan) -> Scans:
     if not is_dataset(path):
+        if plan.intensity.scaling == "none":
+            log.warning(
+                "%s: this model takes intensities as they are, so the scans must be normalised as its training scans "
+                "were (preset la-literature: z-scores of the whole scan).",
+                path,
+            )
         return scans_in(path, len(plan.channels))
     data = open_dataset(path)
     lists = data.split.lists()

@@ -1,12 +1,10 @@
 """`prepare`: a folder of scans and a few masks to DATASET, in which everything is decided, checked and stored."""
 
-import hashlib
 import json
 import logging
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,22 @@ from typing import Any
 from sscl.core.errors import UserError
 from sscl.core.files import read_object, write_json
 from sscl.core.plan import Plan, Spacing
-from sscl.data.check import Pair, check_assumed_size, check_image, check_masks, check_pair, labels_from_values
-from sscl.data.layouts import Source, discover
+from sscl.data.check import check_assumed_size, check_masks, labels_from_values
+from sscl.data.layouts import discover
 from sscl.data.planning import fingerprint, make_plan, read_settings
 from sscl.data.preprocess import preprocess, resample_label
 from sscl.data.presets import Preset
 from sscl.data.presets import preset as find_preset
 from sscl.data.promises import check_promises, require_masks
-from sscl.data.split import Split, read_lists, split_from_lists, split_from_options
+from sscl.data.published_lists import leak, with_published_lists
+from sscl.data.source import Source
+from sscl.data.split import Split
 from sscl.data.store import write_case
+from sscl.stages.assign import announce, check_copies, choose, digests, is_h5, relative
+from sscl.stages.cases import crop_cases, image_of, label_of, pair_of, require_masks_to_crop, warn
 from sscl.stages.dataset import open_dataset
-from sscl.stages.folder import STAGE, built, collected_warnings, digest, size, write_stage
-from sscl.volumes.files import read_image, read_label
-from sscl.volumes.geometry import to_ras
+from sscl.stages.folder import STAGE, built, collected_warnings, write_stage
 from sscl.volumes.h5 import read_h5
-from sscl.volumes.volume import Volume
 
 logger = logging.getLogger("sscl")
 
@@ -61,7 +60,8 @@ def prepare(
 ) -> PrepareResult:
     """Find, split, check, plan and store the cases of `source` in the new folder `out`.
 
-    Opened are the scans and masks of the labelled cases and the scans of the unlabelled ones; nothing else.
+    Opened are the scans and masks of the labelled cases and the scans of the unlabelled ones; nothing else, but with a
+    preset that is called `-literature`, which crops every scan to its mask.
 
     Args:
         preset: name of a preset, else the plan is made from the labelled scans.
@@ -91,116 +91,59 @@ def prepare(
     fixed = _merged(known.plan if known else {}, fields)
     with collected_warnings() as warnings:
         found = _renamed(_relabelled(discover(source, images, labels), known, fields), fixed)
-        split, used = _split(found, split_file, labelled, unlabelled, development, test)
+        listed = _listed(found, preset, split_file)
+        split, used = choose(listed, split_file, labelled, unlabelled, development, test)
         check_promises(found, explicit=split_file is not None or labelled is not None)
         require_masks(found, split)
-        inputs = _digests(found, split, [*found.files, *([used] if used else [])])
-        _check_copies(found, split, inputs)
+        if known and known.mask_crop:
+            require_masks_to_crop(found, split, preset or "")
+        inputs = _inputs(found, split, [*found.files, *([used] if used else [])], known)
+        check_copies(found, split, inputs)
         if out.is_dir() and any(out.iterdir()):
             return _already(out, config, inputs)
-        _announce(found, split)
+        announce(found, split)
+        _tell_leak(split, known)
         of_preset = None if "spacing_if_missing_mm" in fields else preset
         _tell_assumed_size(found, split, fixed.get("spacing_if_missing_mm"), of_preset)
         with built(out) as folder:
             plan, names = _plan(found, split.labelled, fixed)
+            if known and known.mask_crop:
+                found = crop_cases(folder, found, split, plan, known.mask_crop)
             _fill(folder / "store", found, split, plan)
             write_json(folder / "plan.json", plan.model_dump(mode="json"))
             write_json(folder / "split.json", split.lists())
-            write_json(folder / "dataset.json", _facts(found, names))
+            write_json(folder / "dataset.json", _facts(found, names, folder))
             write_stage(folder, "prepare", config=config, inputs=inputs, began=began, warnings=list(warnings))
     return PrepareResult(out, plan, split, tuple(warnings), skipped=False)
 
 
-# What is for what
+# Reading and storing
 
 
-def _split(
-    found: Source,
-    split_file: Path | None,
-    labelled: int | str | None,
-    unlabelled: int | str | None,
-    development: str | None,
-    test: str | None,
-) -> tuple[Split, Path | None]:
-    """The split, and the file it comes from, if any: the user's file, the user's options, or nnU-Net's own file."""
-    options = {"labelled": labelled, "unlabelled": unlabelled, "development": development, "test": test}
-    given = ", ".join(f"--{name}" for name, value in options.items() if value is not None)
-    if split_file and given:
-        raise UserError(f"--split {split_file} names the cases of every list. Leave out {given}.")
-    path = split_file or found.split_file
-    if path and not given:
-        logger.info("split: %s", path)
-        lists = {**found.lists, **read_lists(path)}
-        return split_from_lists(lists, found.order, found.cases.keys(), found.masked, str(path)), path
-    if path:
-        logger.warning("%s is not used, because %s was given.", path, given)
-    split = split_from_options(
-        found.order,
-        found.cases.keys(),
-        found.masked,
-        labelled=labelled,
-        unlabelled=unlabelled,
-        development=development,
-        test=test,
-        lists=found.lists,
-        images_ts=found.images_ts,
-    )
-    return split, None
+def _listed(found: Source, preset: str | None, split_file: Path | None) -> Source:
+    """With the preset's lists, unless the user names every case."""
+    if preset is None or split_file:
+        return found
+    return with_published_lists(found, preset, find_preset(preset).order, find_preset(preset).test)
 
 
-def _check_copies(found: Source, split: Split, inputs: Mapping[str, str]) -> None:
-    """One file under two names: a leak where the lists differ. Bytes of files of equal size are compared, no more."""
-    listed = [
-        (name, case, path)
-        for name, cases in split.lists().items()
-        for case in cases
-        for path in found.cases[case].images
-    ]
-    sizes = defaultdict(list)
-    for name, case, path in listed:
-        sizes[size(path)].append((name, case, path))
-    for same in sizes.values():
-        seen: dict[str, tuple[str, str]] = {}
-        for name, case, path in same if len({case for _, case, _ in same}) > 1 else ():
-            content = inputs.get(_key(path, "image", found)) or _content(path, "image")
-            other_name, other = seen.setdefault(content, (name, case))
-            if other_name != name:
-                raise UserError(
-                    f"{path}: identical to case '{other}': a duplicate in '{name}' and '{other_name}' is a leak. "
-                    "Remove one."
-                )
-            if other != case:
-                logger.warning("%s: identical to case '%s': a duplicate within '%s'.", path, other, name)
+def _inputs(found: Source, split: Split, described: Sequence[Path], known: Preset | None) -> dict[str, str]:
+    """Digests of what is read: of all cases' masks only where a preset crops to them."""
+    if known and known.mask_crop:
+        every = [case for cases in split.lists().values() for case in cases]
+        return digests(found, described, every, every)
+    return digests(found, described, (*split.labelled, *split.unlabelled), split.labelled)
 
 
-def _announce(found: Source, split: Split) -> None:
-    lists = split.lists()
-    unused = len(found.cases) - sum(len(cases) for cases in lists.values())
-    logger.info(
-        "%s: %d labelled, %d unlabelled (no mask needed), %d development, %d test, %d unused",
-        found.layout,
-        *(len(cases) for cases in lists.values()),
-        unused,
-    )
-    groups = defaultdict(list)
-    for case in found.cases:
-        groups[case.casefold()].append(case)
-    for names in groups.values():
-        if len(names) > 1:
-            logger.warning("cases %s differ only in upper and lower case: some disks take them for one.", names)
-    if not split.unlabelled:
-        ways = (
-            "imagesTs has some: --unlabelled imagesTs uses them"
-            if found.images_ts
-            else "add scans (imagesTs, for instance)"
-        )
-        logger.warning("no unlabelled scans: semi-supervised methods have nothing to learn from; %s.", ways)
+def _tell_leak(split: Split, known: Preset | None) -> None:
+    if known and (message := leak(split, known.duplicates)):
+        logger.warning(message)
 
 
 def _tell_assumed_size(found: Source, split: Split, spacing: Spacing | None, preset: str | None) -> None:
     """Where files hold no voxel size: which one is taken, and whether it can be theirs. preset: whose size it is."""
     labelled, other = (
-        [path for case in cases for path in found.cases[case].images if _is_h5(path)]
+        [path for case in cases for path in found.cases[case].images if is_h5(path)]
         for cases in (split.labelled, split.unlabelled)
     )
     if spacing is None or not (labelled or other):
@@ -210,10 +153,7 @@ def _tell_assumed_size(found: Source, split: Split, spacing: Spacing | None, pre
     logger.info("%s holds no voxel size: taken as %s mm (%s)", (labelled + other)[0].name, size, origin)
     if preset and (longest_xy := find_preset(preset).longest_xy):
         shapes = {str(path): read_h5(path, "image", spacing).shape for path in labelled}
-        _warn(check_assumed_size(shapes, spacing, longest_xy))
-
-
-# Reading and storing
+        warn(check_assumed_size(shapes, spacing, longest_xy))
 
 
 def _plan(found: Source, labelled: Sequence[str], fixed: Mapping[str, Any]) -> tuple[Plan, tuple[str, ...]]:
@@ -221,18 +161,14 @@ def _plan(found: Source, labelled: Sequence[str], fixed: Mapping[str, Any]) -> t
     spacing = fixed.get("spacing_if_missing_mm")
     cases, values = [], []
     for case in labelled:
-        image, path = _image(found, case, spacing), found.cases[case].label
-        assert path is not None
-        pair = Pair(image, _label(path, found.label_map, spacing), found.labels, found.ignore_label)
-        _warn(check_image(image, str(found.cases[case].images[0])))
-        _warn(check_pair(pair, str(path)))
+        pair = pair_of(found, case, spacing)
         values.append(pair.values)
-        cases.append(fingerprint(image, pair.label, found.ignore_label))
+        cases.append(fingerprint(pair.image, pair.label, found.ignore_label))
     where = os.path.commonpath([path.parent for case in labelled if (path := found.cases[case].label)])
     names = found.labels or labels_from_values(values, where)
     if not found.labels:
         logger.info("labels, from the masks: %s", ", ".join(f"{value} {name}" for value, name in enumerate(names)))
-    _warn(check_masks(values, names, where))
+    warn(check_masks(values, names, where))
     rest = {key: value for key, value in fixed.items() if key != "memory_gb"}
     plan = make_plan(found.channels, names, found.ignore_label, cases, rest, fixed.get("memory_gb") or _memory_gb())
     logger.info("plan: spacing %s mm, patch %s, stride %s", *map(_by, (plan.spacing_mm, plan.patch, plan.stride)))
@@ -245,31 +181,15 @@ def _fill(store: Path, found: Source, split: Split, plan: Plan) -> None:
     labelled = frozenset(split.labelled)
     for case in (*split.labelled, *split.unlabelled):
         where = str(found.cases[case].images[0])
-        image, label = _image(found, case, plan.spacing_if_missing_mm), None
-        _warn(check_image(image, where))
+        image, label = image_of(found, case, plan.spacing_if_missing_mm), None
         if case in labelled:
-            path = found.cases[case].label
-            assert path is not None
-            label = resample_label(_label(path, found.label_map, plan.spacing_if_missing_mm), plan)
+            label = resample_label(label_of(found, case, image, plan.spacing_if_missing_mm), plan)
         try:
             array = preprocess(image, plan)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         write_case(store, case, array, label)
     logger.info("stored %d cases", len(split.labelled) + len(split.unlabelled))
-
-
-def _warn(messages: Iterable[str]) -> None:
-    for message in messages:
-        logger.warning(message)
-
-
-def _image(found: Source, case: str, spacing: Spacing | None) -> Volume:
-    return to_ras(read_image(found.cases[case].images, len(found.channels), spacing))
-
-
-def _label(path: Path, label_map: Mapping[int, int], spacing: Spacing | None) -> Volume:
-    return to_ras(read_label(path, spacing, label_map))
 
 
 # Settings, files, folders
@@ -313,52 +233,30 @@ def _memory_gb() -> float:
     return min(10.0, total / 2e9)
 
 
-def _facts(found: Source, names: Sequence[str]) -> dict[str, Any]:
-    """`dataset.json`: where the files are, what they mean; `label_map`: stored mask value to class, if not equal."""
+def _facts(found: Source, names: Sequence[str], folder: Path) -> dict[str, Any]:
+    """`dataset.json`: where the files are, what they mean; `label_map`: stored mask value to class, if not equal.
+
+    The source is an absolute path, or, where the scans were cropped into `folder`, relative to it.
+    """
+    folder = folder.resolve()
+    inside = found.root.is_relative_to(folder)
     return {
         "name": found.name,
-        "source": str(found.root.resolve()),
+        "source": found.root.relative_to(folder).as_posix() if inside else str(found.root.resolve()),
         "layout": found.layout,
         "channels": list(found.channels),
         "labels": list(names),
         "ignore_label": found.ignore_label,
         "label_map": {str(stored): value for stored, value in found.label_map.items()},
+        "mask_axes": found.mask_axes,
         "cases": {
             name: {
-                "image": [_relative(path, found) for path in case.images],
-                "label": _relative(case.label, found) if case.label else None,
+                "image": [relative(path, found) for path in case.images],
+                "label": relative(case.label, found) if case.label else None,
             }
             for name, case in found.cases.items()
         },
     }
-
-
-def _digests(found: Source, split: Split, described: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of everything that is read, by its path from the source."""
-    images = [path for case in (*split.labelled, *split.unlabelled) for path in found.cases[case].images]
-    masks = [path for case in split.labelled if (path := found.cases[case].label)]
-    parts = [(path, "image") for path in (*described, *images)] + [(path, "label") for path in masks]
-    return {_key(path, part, found): _content(path, part) for path, part in parts}
-
-
-def _key(path: Path, part: str, found: Source) -> str:
-    return _relative(path, found) + (f":{part}" if _is_h5(path) else "")
-
-
-def _content(path: Path, part: str) -> str:
-    """Digest of a file; of an h5 file, which holds the image and the mask, of one of them: the other stays closed."""
-    if not _is_h5(path):
-        return digest(path)
-    array = read_h5(path, part, (1.0, 1.0, 1.0)).array  # the voxel size is no part of it
-    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
-
-
-def _is_h5(path: Path) -> bool:
-    return path.suffix.lower() == ".h5"
-
-
-def _relative(path: Path, found: Source) -> str:
-    return Path(os.path.relpath(path.absolute(), found.root.resolve())).as_posix()
 
 
 def _refuse_nested(source: Path, out: Path) -> None:

@@ -10,7 +10,7 @@ from sscl.core.files import read_object
 from sscl.engine.run import FREE, METRICS, Recipe, read_recipe
 from sscl.report import tables
 from sscl.volumes.files import case_stem, read_image, read_label
-from sscl.volumes.geometry import same_grid, to_ras
+from sscl.volumes.geometry import on_grid_of, same_grid, to_ras
 from sscl.volumes.volume import Volume
 
 
@@ -107,8 +107,7 @@ def read_scan(case: str, run: RunFolder) -> tuple[Volume, Any, int | None]:
         UserError: as `read_reference`; or the scan cannot be read, or its mask lies on another grid.
     """
     facts, files = _facts(case, run)
-    paths = [Path(facts["source"]) / path for path in files["image"]]
-    image = to_ras(read_image(paths, len(facts["channels"]), run.recipe.plan.spacing_if_missing_mm))
+    image = _image(facts, files, run)
     reference, ignore = read_reference(case, run)
     return image, _on_grid(reference, image, f"the reference mask of {case}"), ignore
 
@@ -120,14 +119,28 @@ def read_reference(case: str, run: RunFolder) -> tuple[Volume, int | None]:
         UserError: the case is not in the run's data set, or its mask is unknown or cannot be read.
     """
     facts, files = _facts(case, run)
-    own = Path(facts["source"]) / files["label"] if files["label"] else None
+    own = _source(facts, run) / files["label"] if files["label"] else None
     path = run.references.get(case) or own
     if path is None:
         raise UserError(f"the reference mask is neither in {run.recipe.dataset} nor noted by `sscl evaluate`.")
-    # stored values mean classes by the data set's map in its own masks only; `evaluate` takes others as they are
-    stored = facts.get("label_map", {}) if own is not None and path.resolve() == own.resolve() else {}
-    label_map = {int(value): label for value, label in stored.items()}
-    return to_ras(read_label(path, run.recipe.plan.spacing_if_missing_mm, label_map)), facts["ignore_label"]
+    spacing = run.recipe.plan.spacing_if_missing_mm
+    if own is None or path.resolve() != own.resolve():
+        return to_ras(read_label(path, spacing)), facts["ignore_label"]
+    # what stored values mean, and how masks lie that do not say it, holds for the data set's own masks only
+    mask = read_label(path, spacing, {int(value): label for value, label in facts.get("label_map", {}).items()})
+    if axes := facts.get("mask_axes"):
+        mask = on_grid_of(_image(facts, files, run), mask, axes, path)
+    return to_ras(mask), facts["ignore_label"]
+
+
+def _source(facts: Mapping[str, Any], run: RunFolder) -> Path:
+    """Where the files lie: elsewhere, or, cropped, in the data set."""
+    return Path(run.recipe.dataset) / facts["source"]
+
+
+def _image(facts: Mapping[str, Any], files: Mapping[str, Any], run: RunFolder) -> Volume:
+    paths = [_source(facts, run) / path for path in files["image"]]
+    return to_ras(read_image(paths, len(facts["channels"]), run.recipe.plan.spacing_if_missing_mm))
 
 
 def read_prediction(case: str, run: RunFolder, like: Volume) -> Any:

@@ -1,5 +1,6 @@
 """Where voxels lie: axis order, grids, and affines that a 3-D model can use."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from sscl.core.errors import UserError
 from sscl.volumes.volume import Volume
 
 Affine = NDArray[np.float64]
+_WORLD = {"L": -1, "R": 1, "P": -1, "A": 1, "I": -1, "S": 1}  # against or along right, anterior, superior
+
+log = logging.getLogger("sscl")
 
 
 def to_ras(volume: Volume) -> Volume:
@@ -43,6 +47,31 @@ def from_ras(array: NDArray[Any], like: Volume) -> NDArray[Any]:
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:
     """Whether both have the same voxels in number and place, to `tolerance_mm` in every corner."""
     return a.shape == b.shape and distance_mm(a.affine, b.affine, a.shape) <= tolerance_mm
+
+
+def on_grid_of(scan: Volume, label: Volume, axes: str, path: Path) -> Volume:
+    """A mask on its scan's grid, for data sets whose masks lie on that grid but have headers that say otherwise.
+
+    A header that agrees with the scan to half a voxel is believed. Otherwise the mask's array is taken to run along
+    `axes` in this order ("LPS": to the left, posterior, superior), and each of its voxels to be one of the scan's.
+
+    Raises:
+        UserError: names `path`: another number of voxels, or another voxel size (by more than 1 %), than the scan's.
+    """
+    grid, believed = to_ras(scan), to_ras(label)
+    half_mm = min(grid.spacing_mm) / 2
+    if believed.shape == grid.shape and distance_mm(believed.affine, grid.affine, grid.shape) <= half_mm:
+        return Volume(from_ras(believed.array, scan), scan.affine)
+    signs = [_WORLD[letter] for letter in axes]
+    turned = to_ras(Volume(label.array, np.diag([*np.multiply(signs, label.spacing_mm), 1.0])))
+    if turned.shape != grid.shape or not np.allclose(turned.spacing_mm, grid.spacing_mm, rtol=0.01):
+        raise UserError(
+            f"{path}: the mask has {turned.shape} voxels of {turned.spacing_mm} mm, its scan {grid.shape} of "
+            f"{grid.spacing_mm} mm (right, anterior, superior): it cannot be laid on the scan. Get both files again."
+        )
+    found = "".join(nibabel.aff2axcodes(label.affine))
+    log.info("%s: its header (%s) does not place it on its scan; its array is taken to run %s", path, found, axes)
+    return Volume(from_ras(turned.array, scan), scan.affine)
 
 
 def distance_mm(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:

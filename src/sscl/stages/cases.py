@@ -1,0 +1,105 @@
+"""The scans and masks of a source, in RAS+; for a `-literature` preset also cropped to their masks and written anew."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sscl.core.errors import UserError
+from sscl.core.plan import IGNORE, Plan, Spacing
+from sscl.data.check import Pair, check_image, check_pair
+from sscl.data.mask_crop import MaskCrop, crop_to_mask
+from sscl.data.preprocess import resample_label, resampled
+from sscl.data.source import Case, Source
+from sscl.data.split import Split
+from sscl.volumes.files import read_image, read_label, write_label
+from sscl.volumes.geometry import on_grid_of, to_ras
+from sscl.volumes.nifti import write_nifti
+from sscl.volumes.volume import Volume
+
+logger = logging.getLogger("sscl")
+
+CROPPED = "cropped"
+"""The folder of DATASET that the crops lie in."""
+
+
+def image_of(found: Source, case: str, spacing: Spacing | None) -> Volume:
+    """Checked; spacing: the voxel size of files that hold none."""
+    files = found.cases[case].images
+    image = to_ras(read_image(files, len(found.channels), spacing))
+    warn(check_image(image, str(files[0])))
+    return image
+
+
+def label_of(found: Source, case: str, image: Volume, spacing: Spacing | None) -> Volume:
+    """The mask of a case that has one, on the grid of its scan where the layout says how they lie."""
+    path = found.cases[case].label
+    assert path is not None
+    label = read_label(path, spacing, found.label_map)
+    return on_grid_of(image, label, found.mask_axes, path) if found.mask_axes else to_ras(label)
+
+
+def pair_of(found: Source, case: str, spacing: Spacing | None) -> Pair:
+    """A scan that has a mask, and the mask; checked, also against each other."""
+    image = image_of(found, case, spacing)
+    pair = Pair(image, label_of(found, case, image, spacing), found.labels, found.ignore_label)
+    warn(check_pair(pair, str(found.cases[case].label)))
+    return pair
+
+
+def require_masks_to_crop(found: Source, split: Split, preset: str) -> None:
+    """What a preset that crops to the mask needs: uncropped scans, and a mask for every one that is used.
+
+    Raises:
+        UserError: one of the two is not so.
+    """
+    if found.layout == "la_benchmark":
+        raise UserError(f"{found.root}: mri_norm2.h5 is cropped already, as preset {preset} would. Use --preset la.")
+    missing = [case for cases in split.lists().values() for case in cases if case not in found.masked]
+    if missing:
+        raise UserError(
+            f"{found.root}: preset {preset} crops every scan to its mask, unlabelled and test cases too, and "
+            f"'{missing[0]}' has none ({len(missing)} in all). Use the preset without -literature."
+        )
+    logger.warning(
+        "preset %s crops every scan to its own mask, as the literature does: it opens the masks of unlabelled and test "
+        "cases, and scores are optimistic, because a new scan has no mask to crop to.",
+        preset,
+    )
+
+
+def crop_cases(folder: Path, found: Source, split: Split, plan: Plan, crop: MaskCrop) -> Source:
+    """Write every case of the split on the plan's grid, cropped, to FOLDER/cropped/images and masks; these as a source.
+
+    Raises:
+        UserError: a case that cannot be read, or whose mask is empty.
+    """
+    root = folder.resolve() / CROPPED
+    images, masks = root / "images", root / "masks"
+    images.mkdir(parents=True)
+    masks.mkdir()
+    cases = {}
+    for case in (case for listed in split.lists().values() for case in listed):
+        pair = pair_of(found, case, plan.spacing_if_missing_mm)
+        image = resampled(pair.image, plan)
+        classes = resample_label(pair.label, plan).astype(np.int16)
+        classes[classes == IGNORE] = plan.ignore_label or 0
+        try:
+            image, label = crop_to_mask(image, Volume(classes[None], image.affine), crop)
+        except UserError as error:
+            raise UserError(f"{found.cases[case].label}: {error}") from None
+        files = tuple(images / f"{case}_{channel:04d}.nii.gz" for channel in range(len(image.array)))
+        for file, channel in zip(files, image.array, strict=True):
+            write_nifti(file, channel, Volume(image.array, image.affine))
+        write_label(masks / f"{case}.nii.gz", label.array[0], label)
+        cases[case] = Case(files, masks / f"{case}.nii.gz")
+    logger.info("cropped %d cases to their masks", len(cases))
+    return replace(found, root=root, cases=cases, label_map={}, mask_axes=None)
+
+
+def warn(messages: Iterable[str]) -> None:
+    """Log each."""
+    for message in messages:
+        logger.warning(message)
