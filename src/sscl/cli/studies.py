@@ -67,7 +67,7 @@ def benchmark(
         iterations: Instead of the preset's.
         records: Where finished runs are kept and looked for; OUT/records if not given.
         jobs: Runs at a time on this machine; they share its cores.
-        slurm: Hand each run to SLURM instead; needs pip install 'sscl[slurm]'.
+        slurm: Hand each run to SLURM instead, and make the tables of what is done; needs pip install 'sscl[slurm]'.
         dry_run: Prepare, then only list the commands, what is done, and the time.
     """
     from sscl.studies import benchmark as study
@@ -83,22 +83,23 @@ def benchmark(
     cases = study.Cases(pool, development, test)
     planned = study.plan(
         chosen, source, out, cases, preset=preset, seeds=seeds or None, iterations=iterations, records=records,
-        device=device,
+        device=device, elsewhere=slurm,
     )  # fmt: skip
     planned = study.chosen(planned, only)
     if dry_run:
         return _say_plan(planned)
     say(f"{sum(item.done for item in planned)} of {len(planned)} runs are done")
+    outcomes: list[study.Outcome] = []
     if slurm:
         from sscl.studies.cluster import submit
 
         for line in submit(planned, out / "slurm"):
             say(line)
-        return
-    outcomes = study.run(
-        planned, jobs,
-        lambda end: err.print(f"{end.planned.job.name}: {escape(end.error) or 'done'}", highlight=False),
-    )  # fmt: skip
+    else:
+        outcomes = study.run(
+            planned, jobs,
+            lambda end: err.print(f"{end.planned.job.name}: {escape(end.error) or 'done'}", highlight=False),
+        )  # fmt: skip
     for path in write_tables(chosen, planned, out / "tables"):
         say(str(path))
     if failed := [outcome for outcome in outcomes if outcome.error]:

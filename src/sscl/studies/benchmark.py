@@ -90,11 +90,16 @@ def plan(
     iterations: int | None = None,
     device: str = "auto",
     threads: int | None = None,
+    elsewhere: bool = False,
 ) -> list[Planned]:
     """Prepare a data set for each number of masks, and say which runs there are and which of them are done.
 
     A run is done if a record in `records` has the same recipe, data, and versions of method and engine, wherever it
     was made and whatever its name. Seeds come before rows: a sweep that is cut short has whole columns.
+
+    Args:
+        elsewhere: the runs go to other machines. Which precision their devices choose is not known here: a record
+            counts in any.
 
     Raises:
         UserError: what `prepare` and the methods refuse.
@@ -105,6 +110,8 @@ def plan(
     data = {masks: out / f"data_{masks}" for masks in budgets}
     for masks, folder in data.items():
         prepare(source, folder, preset=preset or suite.preset, **cases.options(masks))  # type: ignore[arg-type]
+    place = torch.device("cpu") if elsewhere else pick_device(device)
+    precisions = ("float32", "bf16") if elsewhere and device != "cpu" else ("auto",)
     planned = []
     for seed in seeds if seeds is not None else range(suite.seeds):
         for row in suite.rows:
@@ -115,11 +122,13 @@ def plan(
                 method=row.method, settings=row.settings, iterations=iterations, seed=seed, device=device,
                 threads=threads,
             )  # fmt: skip
-            recipe = resolve(
-                dataset, row.method, row.settings, iterations, seed, pick_device(device), "auto", threads or 1
-            )
-            hours = gpu_hours(row.method, recipe.iterations, dataset.plan.patch)
-            planned.append(Planned(row, job, identity(recipe) in known, hours))
+            recipes = [
+                resolve(dataset, row.method, row.settings, iterations, seed, place, precision, threads or 1)
+                for precision in precisions
+            ]
+            done = any(identity(recipe) in known for recipe in recipes)
+            hours = gpu_hours(row.method, recipes[0].iterations, dataset.plan.patch)
+            planned.append(Planned(row, job, done, hours))
     return planned
 
 
@@ -164,10 +173,8 @@ def run(
 
 def run_apart(job: Job) -> str:
     """Run a job in another process; empty, or the last line of its log."""
-    folder = Path(job.run)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    described, text = folder.parent / f"{folder.name}.json", folder.parent / f"{folder.name}.log"
-    write_json(described, job.model_dump(mode="json"))
+    described = describe(job)
+    text = described.with_name(f"{Path(job.run).name}.log")
     with text.open("a", encoding="utf-8") as output:
         code = subprocess.run(
             [sys.executable, "-m", "sscl.studies.job", str(described)],
@@ -178,6 +185,15 @@ def run_apart(job: Job) -> str:
         return ""
     lines = [line for line in text.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return f"{lines[-1] if lines else 'no message'} (exit code {code}; {text})"
+
+
+def describe(job: Job) -> Path:
+    """Write RUN.json beside the run folder, for `python -m sscl.studies.job`."""
+    folder = Path(job.run).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    described = folder.parent / f"{folder.name}.json"
+    write_json(described, job.model_dump(mode="json"))
+    return described
 
 
 def chosen(planned: Sequence[Planned], only: Sequence[str]) -> list[Planned]:

@@ -69,6 +69,7 @@ def main(path: Path) -> int:
         logging.error("error: %s", error)
         return 2
     except Interrupted as error:
+        logging.info("%s", error)
         return 128 + error.number
     return 0
 
