@@ -20,7 +20,7 @@ endif
 
 help:
 	@echo "make setup     create .venv with the pinned versions: 2 minutes, downloads 0.4 GB (several where torch brings CUDA)"
-	@echo "make demo      the whole path on virtual patients: train, predict, evaluate, report; under 6 minutes on 2 cores"
+	@echo "make demo      the whole path on virtual patients: train, predict, evaluate, report; about 5 minutes on 2 cores"
 	@echo "make test      the tests, without the slow ones: under 3 minutes on 2 cores"
 	@echo "make test-all  all tests: under 12 minutes on 2 cores"
 	@echo "make check     ruff, mypy and the import contracts: under 1 minute"
@@ -49,7 +49,7 @@ venv:
 	echo "setup: install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1
 
 demo: .venv/.ready
-	@echo "demo: trains and compares on virtual patients; under 6 minutes on 2 cores"
+	@echo "demo: trains and compares on virtual patients; about 5 minutes on 2 cores"
 	$(BIN)/sscl demo
 
 # One thread per test process: two processes already fill two cores, and results do not depend on the thread count.

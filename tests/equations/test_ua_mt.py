@@ -100,3 +100,29 @@ def test_the_teacher_ends_as_the_average() -> None:
     nn.init.constant_(method.student.scale, 2.0)  # what an optimiser would do
     assert next(steps, None) is None
     assert method.teacher.scale.item() == pytest.approx(0.75 * 1 + 0.25 * 2)  # 1 - 1 / 4 < .99
+
+
+def test_defaults_are_those_of_the_code_and_the_largest_entropy_is_that_of_all_classes() -> None:
+    assert (UAMTConfig().passes, UAMTConfig().alpha, UAMTConfig().consistency) == (8, 0.99, 0.1)
+
+    class Even(nn.Module):
+        """Three classes, (.5, .5 - d, d): an entropy between ln 2 and .75 ln 3, which only C = 3 calls sure."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.calls = nn.Parameter(torch.ones(())), 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            p = torch.tensor((0.5, 0.48, 0.02)).reshape(1, 3, 1, 1, 1).expand(len(images), 3, 2, 1, 1)
+            return self.scale * p.log()
+
+    u = -sum(p * math.log(p) for p in (0.5, 0.48, 0.02))
+    assert math.log(2) < u < 0.75 * math.log(3)
+    method = UAMT(UAMTConfig(width=1), 1, 3)
+    method.student, method.teacher = Even(), Even()  # type: ignore[assignment]
+    images = torch.zeros(1, 1, 2, 1, 1)
+    label = torch.zeros(1, 2, 1, 1, dtype=torch.long)
+    (objective,) = method.step(Batch(images, label, images), Clock(0, 100, "train", 0, 100))
+    assert float(torch.as_tensor(objective.gauges["sure"])) == 1
+    assert method.teacher.calls == 1 + 8

@@ -65,7 +65,9 @@ def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) ->
     assert [item.done for item in planned(chosen, tiny, out)] == [True, True, True, False]
     # a record is known by what it is of, not by its name
     (out / "records" / names[0]).rename(out / "records" / "renamed")
-    assert [item.done for item in planned(chosen, tiny, out)] == [True, True, True, False]
+    again = planned(chosen, tiny, out)
+    assert [item.done for item in again] == [True, True, True, False]
+    assert Path(again[0].job.record).name == "renamed"
     assert [item.done for item in planned(chosen, tiny, out, seeds=(1,))] == [False] * 4
     (out / "records" / "renamed").rename(out / "records" / names[0])
     # one of an older version of the method is of another method

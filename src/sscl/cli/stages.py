@@ -107,6 +107,8 @@ def train(
     from sscl.stages import train as stage
 
     if explain:
+        if set_:
+            raise UserError("--explain prints defaults; --set has no effect on it. Leave one of them out.")
         from sscl.stages.explain import explain as explained
 
         text, rows = explained(method)
@@ -247,7 +249,7 @@ def doctor() -> None:
 
 @app.command
 def methods() -> None:
-    """The methods: name, year, what they train, time of a step relative to vnet, paper."""
+    """The methods: name, year, what they train, time of a step relative to vnet (settings of la-quick), paper."""
     from sscl.methods import METHODS
 
     rows = [[n, str(e.year or "-"), e.trains, f"{e.cost:.1f}", e.paper] for n, e in METHODS.items()]

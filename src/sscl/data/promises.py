@@ -52,8 +52,18 @@ def require_masks(found: Source, split: Split) -> None:
         if missing:
             raise UserError(
                 f"{found.root}: the mask (label) is missing for {_some(missing)}, but the split has it as {name}. "
-                "Add the mask, or choose other cases."
+                f"Add the mask, or choose other cases{_INSTEAD.get(name, '')}."
             )
+    if without := [case for case in split.test if case not in found.masked]:
+        logger.warning(
+            "%d of %d test cases have no mask: they can be predicted, but scored only against masks from elsewhere: %s",
+            len(without),
+            len(split.test),
+            _some(without),
+        )
+
+
+_INSTEAD = {"labelled": "; without --labelled, all that have a mask are taken"}
 
 
 def _some(cases: Sequence[str]) -> str:

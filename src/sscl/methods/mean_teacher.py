@@ -63,7 +63,12 @@ class MeanTeacher(Method):
         return ("student",)
 
     def step(self, batch: Batch, clock: Clock) -> Iterator[Objective]:
-        """L = L_sup + w(t) L_con."""
+        """L = 0.5 (CE + Dice) + w(t) L_con
+
+        L_con = mean (p - p_t)^2, unlabelled half; p: the student's, p_t: the teacher's, of the image with noise
+        w(t) = 0.1 exp(-5 (1 - t/T)^2)
+        teacher <- alpha teacher + (1 - alpha) student, after the step
+        """
         c = self.config
         with torch.no_grad():
             noisy = gaussian_noise(batch.unlabelled, c.noise, 2 * c.noise)

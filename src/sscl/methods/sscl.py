@@ -168,7 +168,14 @@ class SSCL(Method):
             self.teacher.load_state_dict(self.student.state_dict())
 
     def step(self, batch: Batch, clock: Clock) -> Iterator[Objective]:
-        """Equations 1 to 10."""
+        """Equations 1 to 10. Pre-training: L_rec and L_sup alone.
+
+        x^, F_c = R(x); L_rec = mean (x^ - x)^2, for R alone (1, 9)
+        p_t = softmax(teacher(x_u, F_c)), pseudo-label Y: p_t > threshold (2)
+        F_f = F_spa + F_spe, spatial and spectral encoder; y = decoder(F_f + F_c) (3 to 5)
+        L = L_sup + lam L_unsup (6); L_sup = (Dice + CE)(y_l, label) (7); L_unsup = (Dice + CE)(y_u, Y) (8)
+        teacher <- alpha teacher + (1 - alpha) student (10)
+        """
         c = self.config
         if clock.phase == "pretrain" and c.pretrain_copy_paste:
             images, label = copy_paste(batch.labelled, batch.label)

@@ -69,7 +69,12 @@ class UAMT(Method):
         return ("student",)
 
     def step(self, batch: Batch, clock: Clock) -> Iterator[Objective]:
-        """L = 0.5 (CE + Dice) + lambda(t) L_con, L_con the masked squared error."""
+        """L = 0.5 (CE + Dice) + 0.1 r(t) L_con
+
+        L_con = sum m (p - p_t)^2 / (C sum m), unlabelled half; p: the student's, p_t: of one noisy pass of the teacher
+        m = [H(mu) < (0.75 + 0.25 r(t)) ln C], mu: mean probabilities of 8 more such passes, H the entropy
+        r(t) = exp(-5 (1 - t/T)^2)
+        """
         c, progress = self.config, sigmoid_rampup(clock.iteration, self.config.ramp_share * clock.total)
         p_t = self._teach(batch.unlabelled)
         mu = torch.stack([self._teach(batch.unlabelled) for _ in range(c.passes)]).mean(0)

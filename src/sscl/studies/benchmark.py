@@ -105,7 +105,7 @@ def plan(
         UserError: what `prepare` and the methods refuse.
     """
     records = records or out / "records"
-    known = {result.identity for result in read_records(records)}
+    known = {result.identity: records / result.name for result in read_records(records)}
     budgets = dict.fromkeys(row.masks for row in suite.rows)
     data = {masks: out / f"data_{masks}" for masks in budgets}
     for masks, folder in data.items():
@@ -126,9 +126,11 @@ def plan(
                 resolve(dataset, row.method, row.settings, iterations, seed, place, precision, threads or 1)
                 for precision in precisions
             ]
-            done = any(identity(recipe) in known for recipe in recipes)
+            found = next((known[key] for key in map(identity, recipes) if key in known), None)
+            if found is not None:
+                job = job.override({"record": str(found)}, name)
             hours = gpu_hours(row.method, recipes[0].iterations, dataset.plan.patch)
-            planned.append(Planned(row, job, done, hours))
+            planned.append(Planned(row, job, found is not None, hours))
     return planned
 
 

@@ -51,7 +51,7 @@ def suite_table(suite: Suite, done: Sequence[Planned]) -> Table:
         together.setdefault(key, []).append(read_result(Path(item.job.record)))
     ours = {_key(rows[key]): _ours(rows[key], results) for key, results in together.items()}
     if suite.table:
-        return paper_table(suite.table, ours, _setting(next(iter(together.values()))[0]))
+        return paper_table(suite.table, ours, _setting([result for results in together.values() for result in results]))
     head = ["Method", "Masks", "Unlabelled", "Dice", "seeds", "failed"]
     cells = [
         [one.name or method, str(one.labelled), str(one.unlabelled), _number(one.dice), str(one.seeds), str(one.failed)]
@@ -96,11 +96,11 @@ def _number(spread: Spread) -> str:
     return "∞" if spread.mean is None else f"{spread.mean:.3f}" + (f" ± {spread.std:.3f}" if spread.std else "")
 
 
-def _setting(result: Result) -> str:
-    recipe = result.recipe
-    cases = len({row["case"] for row in result.rows})
+def _setting(results: Sequence[Result]) -> str:
+    recipe = results[0].recipe
+    cases = len({row["case"] for row in results[0].rows})
     spacing = " x ".join(f"{step:g}" for step in recipe.plan.spacing_mm)
-    scans = len(recipe.labelled) + len(recipe.unlabelled)
+    scans = max(len(result.recipe.labelled) + len(result.recipe.unlabelled) for result in results)
     return (
         f"{scans} scans for training at {spacing} mm, {recipe.iterations} iterations, width {recipe.config['width']}, "
         f"last iteration, no component filter, {cases} test cases."
