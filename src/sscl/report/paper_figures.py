@@ -165,17 +165,19 @@ def _page(
     columns = min(len(names), _COLUMNS)
     width = columns * (_SIDE + _GAP) + _GAP
     notes = textwrap.wrap(footer, width // 8)
+    heads = ["\n".join(textwrap.wrap(name, _SIDE // 10)) for name in names]
+    above = _TEXT * max(head.count("\n") + 1 for head in heads)
     heights = [max(_fitted(picture)[1] for picture in part) for part in parts]
     below = _TEXT * max((caption.count("\n") + 1 for caption in captions), default=0)
-    line = 2 * _GAP + _TEXT + sum(heights) + _GAP * len(parts) + below
+    line = 2 * _GAP + above + sum(heights) + _GAP * len(parts) + below
     height = math.ceil(len(names) / columns) * line + _TEXT * len(notes) + _GAP
     with matplotlib.rc_context({**STYLE, **_PAPER}):
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-        for number, name in enumerate(names):
+        for number, head in enumerate(heads):
             middle = _GAP + (number % columns) * (_SIDE + _GAP) + _SIDE / 2
             top = _GAP + (number // columns) * float(line)
-            _write_at(figure, middle, top, name, 8)
-            top += _TEXT + _GAP / 2
+            _write_at(figure, middle, top, head, 8)
+            top += above + _GAP / 2
             for part, room in zip(parts, heights, strict=True):
                 _draw_at(figure, middle, top + room / 2, part[number])
                 top += room + _GAP
