@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sscl.stages import doctor as stage
+from sscl.stages.device import pick_precision
 from sscl.stages.doctor import Row, doctor
 
 Usage = namedtuple("Usage", "total used free")
@@ -75,3 +76,11 @@ def test_docker_default_shared_memory_is_too_small(monkeypatch: pytest.MonkeyPat
 def test_missing_package_gets_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "_requirements", lambda extra=None: ["numpy", "no_such_package"])
     assert by_topic(list(stage._packages()))["packages"].advice == "Missing: pip install no_such_package"
+
+
+def test_bf16_on_a_cpu_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="sscl"):
+        assert pick_precision("float32", torch.device("cpu")) == "float32"
+        assert not caplog.records
+        assert pick_precision("bf16", torch.device("cpu")) == "bf16"
+    assert "not finite" in caplog.text

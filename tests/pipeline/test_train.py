@@ -75,7 +75,8 @@ def test_the_schedule_says_whose_training_it_is(tiny: Tiny) -> None:
         recipe = resolve(data, method, {}, None, 0, torch.device("cpu"), "float32", 1, schedule)
         return recipe.iterations, recipe.config["optimiser"]["schedule"]["kind"], recipe.config["dropout"]
 
-    assert resolved("ua_mt", "shared") == (600, "poly", 0.0)
+    assert resolved("lg_er_mt", "shared") == (600, "poly", 0.0)
+    assert resolved("ua_mt", "shared") == (600, "poly", 0.3)  # the dropout by which it measures uncertainty
     assert resolved("ua_mt", "literature") == (6000, "step", 0.5)
     assert resolved("sscl", "literature") == (34_000, "poly", 0.5)
 

@@ -49,7 +49,9 @@ def _stem(path: Path) -> tuple[str, Path]:
         if case_stem(path) != path.name:
             raise UserError(f"{path}: is a folder with the name of a file. Rename or remove it.")
         if not is_volume(path):
-            raise UserError(f"{path}: is a folder without DICOM files. Put scans there as files, or remove it.")
+            raise UserError(
+                f"{path}: is a folder without DICOM files. If scans lie in it, name this folder; else take it away."
+            )
         return path.name, path
     if not is_volume(path):
         raise UserError(

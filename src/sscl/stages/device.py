@@ -1,5 +1,6 @@
 """Which device, which precision, how many threads."""
 
+import logging
 import os
 import platform
 import re
@@ -8,6 +9,8 @@ from pathlib import Path
 import torch
 
 from sscl.core.errors import UserError
+
+logger = logging.getLogger("sscl")
 
 
 def pick_device(name: str) -> torch.device:
@@ -41,6 +44,11 @@ def pick_precision(name: str, device: torch.device) -> str:
         )
     if name not in ("float32", "bf16"):
         raise UserError(f"--precision {name} is unknown. Known: auto, float32, bf16.")
+    if name == "bf16" and device.type == "cpu":
+        logger.warning(
+            "--precision bf16 on a CPU: torch's bf16 convolutions give gradients there that are not "
+            "finite now and then. Leave it out."
+        )
     return name
 
 
