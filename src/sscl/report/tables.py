@@ -89,6 +89,11 @@ def dice_by_case(scores: Sequence[Row]) -> dict[str, float]:
     return {case: sum(values) / len(values) for case, values in by_case.items()}
 
 
+def num_failed(scores: Sequence[Row]) -> int:
+    """Rows of which one mask was empty, or the prediction missing."""
+    return sum(row["status"] in ("failed", "missing") for row in scores)
+
+
 def number(text: str, digits: int) -> str:
     """`0.8123` to `0.812`; `inf` to `∞`; an empty cell to `n/a`."""
     if not text:

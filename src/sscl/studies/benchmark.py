@@ -106,16 +106,17 @@ def plan(
     """
     records = records or out / "records"
     known = {result.identity: records / result.name for result in read_records(records)}
-    budgets = dict.fromkeys(row.masks for row in suite.rows)
-    data = {masks: out / f"data_{masks}" for masks in budgets}
-    for masks, folder in data.items():
+    data = {}
+    for masks in dict.fromkeys(row.masks for row in suite.rows):
+        folder = out / f"data_{masks}"
         prepare(source, folder, preset=preset or suite.preset, **cases.options(masks))  # type: ignore[arg-type]
+        data[masks] = open_dataset(folder)
     place = torch.device("cpu") if elsewhere else pick_device(device)
     precisions = ("float32", "bf16") if elsewhere and device != "cpu" else ("auto",)
     planned = []
     for seed in seeds if seeds is not None else range(suite.seeds):
         for row in suite.rows:
-            dataset = open_dataset(data[row.masks])
+            dataset = data[row.masks]
             name = f"{row.slug}_{len(dataset.split.labelled)}_{seed}"
             job = Job(
                 name=name, dataset=str(dataset.folder), run=str(out / "runs" / name), record=str(records / name),

@@ -11,7 +11,7 @@ from sscl.core.errors import UserError
 from sscl.engine.run import FREE
 from sscl.methods import METHODS, method_class
 from sscl.report.statistics import Interval, Scores, holm, paired_difference, wilcoxon
-from sscl.report.tables import dice_by_case
+from sscl.report.tables import dice_by_case, num_failed
 from sscl.stages.record import Result, read_result
 
 
@@ -35,9 +35,14 @@ class Group:
         return fmean(fmean(cases.values()) for cases in self.dice.values())
 
     @property
+    def by_case(self) -> dict[str, float]:
+        """Each case's mean over seeds."""
+        return {case: fmean(seed[case] for seed in self.dice.values()) for case in next(iter(self.dice.values()))}
+
+    @property
     def spread(self) -> float | None:
         """Standard deviation over cases, each case's mean over seeds first."""
-        cases = [fmean(column) for column in zip(*(list(d.values()) for d in self.dice.values()), strict=True)]
+        cases = list(self.by_case.values())
         return stdev(cases) if len(cases) > 1 else None
 
 
@@ -127,12 +132,7 @@ def grouped(results: Sequence[Result]) -> list[Group]:
 def gains(groups: Sequence[Group]) -> list[Gain]:
     """Each group with unlabelled scans against its labelled-only network, where that is among the groups."""
     pairs = [(g, b) for g in groups if g.unlabelled and (b := _baseline(g, groups)) is not None]
-    means = [
-        ({c: fmean(s[c] for s in side.dice.values()) for c in next(iter(side.dice.values()))})
-        for pair in pairs
-        for side in pair
-    ]
-    raw = [wilcoxon(means[2 * k], means[2 * k + 1]) for k in range(len(pairs))]
+    raw = [wilcoxon(ours.by_case, baseline.by_case) for ours, baseline in pairs]
     return [
         Gain(ours, baseline, paired_difference(ours.dice, baseline.dice), p)
         for (ours, baseline), p in zip(pairs, holm(raw), strict=True)
@@ -180,7 +180,7 @@ def _group(runs: Sequence[Result], plain: Mapping[str, Any]) -> Group:
     return Group(
         label=_label(recipe.method, config, plain), method=recipe.method, config=config, masks=len(recipe.labelled),
         unlabelled=len(recipe.unlabelled), iterations=recipe.iterations, dice=dice,
-        not_ok=sum(row["status"] in ("failed", "missing") for run in runs for row in run.rows),
+        not_ok=sum(num_failed(run.rows) for run in runs),
     )  # fmt: skip
 
 
@@ -201,14 +201,9 @@ def _baseline(group: Group, groups: Sequence[Group]) -> Group | None:
     name = METHODS[group.method].baseline
     if name is None:
         return None
+    wanted = (name, group.masks, 0, group.iterations)
     for other in groups:
-        same_run = (other.method, other.masks, other.unlabelled, other.iterations) == (
-            name,
-            group.masks,
-            0,
-            group.iterations,
-        )
-        if same_run and _same_network(group, other):
+        if (other.method, other.masks, other.unlabelled, other.iterations) == wanted and _same_network(group, other):
             return other
     return None
 

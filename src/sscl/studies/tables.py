@@ -11,6 +11,7 @@ from sscl.report import layout
 from sscl.report.layout import Table
 from sscl.report.paper_tables import Key, Ours, Spread, paper_table
 from sscl.report.tables import Row as ScoreRow
+from sscl.report.tables import num_failed
 from sscl.stages.record import Result, read_result
 from sscl.studies.benchmark import Planned
 from sscl.studies.compare import compare
@@ -72,7 +73,7 @@ def _ours(row: Row, results: Sequence[Result]) -> Ours:
     return Ours(
         **spreads,
         seeds=len(results),
-        failed=sum(line["status"] in ("failed", "missing") for result in results for line in result.rows),
+        failed=sum(num_failed(result.rows) for result in results),
         labelled=len(recipe.labelled),
         unlabelled=len(recipe.unlabelled),
         name=row.name or (row.slug.replace("_", " ") if row.settings else ""),
