@@ -9,6 +9,7 @@ that gives the labelled masks themselves the best mean Dice; put into the middle
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from sscl.stages.evaluate import evaluate
 from sscl.volumes.files import read_image, read_label, write_label
 
 Mask = NDArray[np.bool_]
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 def main(dataset: Path, out: Path) -> None:
@@ -47,9 +49,9 @@ def mean_shape(masks: list[Mask]) -> Mask:
     return max(cuts, key=lambda cut: fmean(dice(in_the_middle(cut, m.shape), m) or 0.0 for m in masks))
 
 
-def in_the_middle(mask: Mask, size: tuple[int, ...]) -> Mask:
-    """Cut or padded to `size` with the centre kept."""
-    result = np.zeros(size, bool)
+def in_the_middle(mask: NDArray[Kind], size: tuple[int, ...]) -> NDArray[Kind]:
+    """Cut, or padded with zeros, to `size` with the centre kept."""
+    result = np.zeros(size, mask.dtype)
     spans = [(max(0, (n - m) // 2), max(0, (m - n) // 2), min(n, m)) for n, m in zip(size, mask.shape, strict=True)]
     target = tuple(slice(t, t + length) for t, _, length in spans)
     source = tuple(slice(s, s + length) for _, s, length in spans)
@@ -57,4 +59,5 @@ def in_the_middle(mask: Mask, size: tuple[int, ...]) -> Mask:
     return result
 
 
-main(Path(sys.argv[1]), Path(sys.argv[2]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
