@@ -23,8 +23,9 @@ from sscl.stages.record import identity, read_records
 from sscl.studies import benchmark
 from sscl.studies.benchmark import Cases, Planned
 from sscl.studies.compare import compare, gains, grouped
+from sscl.studies.job import Job
 from sscl.studies.suites import SUITES, Suite, find_suite
-from sscl.studies.tables import write_tables
+from sscl.studies.tables import threshold_points, write_tables
 
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "runs"
 CASES = Cases(pool="1:6", test="7:8")
@@ -219,6 +220,26 @@ def test_settings_tell_groups_apart(tmp_path: Path) -> None:
     (tmp_path / "other" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     labels = {group.label for group in grouped(read_records(tmp_path))}
     assert labels == {"sscl", "sscl lam=2.0", "vnet"}
+
+
+def test_figure_6_is_drawn_from_records(tmp_path: Path) -> None:
+    (path,) = records(tmp_path / "kept", "sscl_8_0")
+    done = []
+    for row in SUITES["fig6"].rows[:2]:
+        kept = tmp_path / "kept" / row.slug
+        shutil.copytree(path, kept)
+        recipe = yaml.safe_load((path / "recipe.yaml").read_text())
+        recipe["config"] |= row.settings
+        (kept / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        job = Job(name=row.slug, dataset="", run="", record=str(kept), method="sscl", settings=row.settings)
+        done.append(Planned(row, job, True, 0.0))
+    with (path / "scores.csv").open() as file:
+        dice = fmean(float(line["dice"]) for line in csv.DictReader(file))
+    points = threshold_points(SUITES["fig6"], done)
+    assert {reading: [(t, scores["dice"]) for t, scores in line] for reading, line in points.items()} == {
+        "foreground": [(0.5, pytest.approx(dice)), (0.7, pytest.approx(dice))]
+    }
+    assert (tmp_path / "fig6.svg") in write_tables(SUITES["fig6"], done, tmp_path)
 
 
 def test_comparisons_that_cannot_be(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from sscl.core.files import write_text
+from sscl.core.files import write_atomic, write_text
 from sscl.methods import method_class
 from sscl.report import layout
 from sscl.report.layout import Table
@@ -23,7 +23,7 @@ FORMATS = {"md": layout.markdown, "csv": layout.csv_text, "tex": layout.latex, "
 
 
 def write_tables(suite: Suite, planned: Sequence[Planned], out: Path) -> list[Path]:
-    """Write the table in four formats, and `comparison.md`; from the records that there are."""
+    """Write the table in four formats, `comparison.md`, and Figure 6's curves; from the records that there are."""
     out.mkdir(parents=True, exist_ok=True)
     done = [item for item in planned if (Path(item.job.record) / "record.json").is_file()]
     if not done:
@@ -39,20 +39,38 @@ def write_tables(suite: Suite, planned: Sequence[Planned], out: Path) -> list[Pa
     parts = [layout.markdown(part) for part in (plain, *curve)]
     paths.append(out / "comparison.md")
     write_text(paths[-1], "\n".join([*parts, *(f"- {answer}" for answer in found.answers)]) + "\n")
+    if suite.table == "fig6":
+        from sscl.report.paper_figures import threshold_curves
+
+        paths.append(out / "fig6.svg")
+        write_atomic(paths[-1], lambda file: file.write(threshold_curves(threshold_points(suite, done))))
     return paths
+
+
+def threshold_points(suite: Suite, done: Sequence[Planned]) -> dict[str, list[tuple[float, dict[str, float]]]]:
+    """For each reading of the threshold: threshold and mean of each measure, infinite where a case was missed."""
+    curves: dict[str, list[tuple[float, dict[str, float]]]] = {}
+    for row, results in _by_row(suite, done):
+        scores = (_spread([result.rows for result in results], column).mean for column in MEASURES.values())
+        means = dict(zip(MEASURES.values(), (math.inf if mean is None else mean for mean in scores), strict=True))
+        curves.setdefault(str(row.settings["pseudo"]), []).append((float(row.settings["threshold"]), means))
+    return curves
+
+
+def _by_row(suite: Suite, done: Sequence[Planned]) -> list[tuple[Row, list[Result]]]:
+    """Rows that were run, in the order of their first run, each with the results of its seeds."""
+    together: dict[int, list[Result]] = {}
+    for item in done:
+        together.setdefault(suite.rows.index(item.row), []).append(read_result(Path(item.job.record)))
+    return [(suite.rows[key], results) for key, results in together.items()]
 
 
 def suite_table(suite: Suite, done: Sequence[Planned]) -> Table:
     """In the paper's layout, where the suite has a table of it; else method, masks and the four metrics."""
-    together: dict[int, list[Result]] = {}
-    rows: dict[int, Row] = {}
-    for item in done:
-        key = suite.rows.index(item.row)
-        rows[key] = item.row
-        together.setdefault(key, []).append(read_result(Path(item.job.record)))
-    ours = {_key(rows[key]): _ours(rows[key], results) for key, results in together.items()}
+    found = _by_row(suite, done)
+    ours = {_key(row): _ours(row, results) for row, results in found}
     if suite.table:
-        return paper_table(suite.table, ours, _setting([result for results in together.values() for result in results]))
+        return paper_table(suite.table, ours, _setting([result for _, results in found for result in results]))
     head = ["Method", "Masks", "Unlabelled", "Dice", "seeds", "failed"]
     cells = [
         [one.name or method, str(one.labelled), str(one.unlabelled), _number(one.dice), str(one.seeds), str(one.failed)]
