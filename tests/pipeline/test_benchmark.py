@@ -19,7 +19,7 @@ from sscl.methods import METHODS, method_class
 from sscl.nets.vnet import VNet
 from sscl.report.published import TITLES, departing, published
 from sscl.report.statistics import holm, wilcoxon
-from sscl.stages.record import identity, read_records
+from sscl.stages.record import identity, read_records, read_result
 from sscl.studies import benchmark
 from sscl.studies.benchmark import Cases, Planned
 from sscl.studies.compare import compare, gains, grouped
@@ -210,6 +210,23 @@ def test_a_gain_is_the_mean_of_differences_and_seeds_go_together(tmp_path: Path)
     expected = (dice["mean_teacher_8_0"] + dice["mean_teacher_8_1"] - dice["vnet_8_0"] - dice["vnet_8_1"]) / 2
     assert gain.interval.mean == pytest.approx(expected)
     assert gain.interval.num_seeds == 2
+
+
+def test_what_the_network_gave_is_told_apart_from_what_unlabelled_scans_gave(tmp_path: Path) -> None:
+    names = ("sscl_8_0", "sscl_unlabelled-false_8_0", "vnet_8_0")
+    whole, alone, plain = (
+        fmean(group.mean for group in grouped([read_result(path)])) for path in records(tmp_path, *names)
+    )
+    found = compare([tmp_path])
+    head, *rows = ([row[0], *row[6:8]] for row in found.table)
+    assert head == ["method", "unlabelled scans gave", "network gave"]
+    given = {name: (unlabelled.split()[0], network.split()[0]) for name, unlabelled, network in rows}
+    assert given == {
+        "sscl": (f"{whole - alone:+.3f}", "-"),
+        "sscl unlabelled=false": ("-", f"{alone - plain:+.3f}"),
+        "vnet": ("-", "-"),
+    }
+    assert "with 8 masks, and nothing else, its network and schedule changed Dice" in found.answers[1]
 
 
 def test_settings_tell_groups_apart(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The literature's data sets as published: small copies of each folder, lists, where masks lie, and crops by masks."""
 
+import csv
 import json
 import logging
 import re
@@ -25,13 +26,19 @@ from sscl.data.presets import PRESETS
 from sscl.data.published_lists import leak, with_published_lists
 from sscl.data.source import Case, Source
 from sscl.data.split import Split
+from sscl.report.published import published
 from sscl.stages.assign import choose
 from sscl.stages.dataset import open_dataset
 from sscl.stages.evaluate import evaluate
 from sscl.stages.predict import predict
 from sscl.stages.prepare import prepare
+from sscl.stages.record import read_result
 from sscl.stages.report import report
 from sscl.stages.train import train
+from sscl.studies import benchmark
+from sscl.studies.job import execute
+from sscl.studies.suites import find_suite
+from sscl.studies.tables import write_tables
 from sscl.volumes.files import read_image, write_label
 from sscl.volumes.volume import Volume
 
@@ -281,15 +288,19 @@ def test_lists_and_leak_in_prepare(tmp_path: Path) -> None:
 # KiTS19
 
 
-def test_kits19_as_published(tmp_path: Path) -> None:
+def kits19(root: Path, num_cases: int) -> Path:
     """Its arrays run downwards, then backwards, then to the right: their headers say so."""
     affine = np.array([[0, 0, 0.9, 0], [0, -0.9, 0, 0], [-3.0, 0, 0, 0], [0, 0, 0, 1]])
-    source = tmp_path / "src"
-    for number in range(4):
+    for number in range(num_cases):
         label = organ(number)
         label[4, 8, 1:9] *= 2
-        put(source / f"case_{number:05d}/imaging.nii.gz", ct(number), affine)
-        put(source / f"case_{number:05d}/segmentation.nii.gz", label, affine)
+        put(root / f"case_{number:05d}/imaging.nii.gz", ct(number), affine)
+        put(root / f"case_{number:05d}/segmentation.nii.gz", label, affine)
+    return root
+
+
+def test_kits19_as_published(tmp_path: Path) -> None:
+    source = kits19(tmp_path / "src", 4)
     (source / "case_00003/segmentation.nii.gz").unlink()
     settings: dict[str, Any] = {"spacing_mm": (0.9, 0.9, 3.0)}
     result = prepare(source, tmp_path / "one", preset="kits19", settings=settings)
@@ -417,6 +428,34 @@ def test_from_scans_to_report(tmp_path: Path, preset: str, caplog: pytest.LogCap
     assert set(re.findall(r"(\d+) wrong voxels", page)) == {"0"}
     predict(tmp_path / "run", open_dataset(out).image_paths(case), tmp_path / "elsewhere", device="cpu")
     assert ("takes intensities as they are" in caplog.text) == (preset == "la-literature")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "cases"), [("table2", (62, 20)), ("table3", (160, 50))])
+def test_tables_2_and_3_from_the_published_folders(
+    tmp_path: Path, name: str, cases: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row, on as many small scans as the data set has, with its own lists; only the crops are smaller."""
+    suite, source, out = find_suite(name), tmp_path / "src", tmp_path / "out"
+    spacing = SPACING if name == "table2" else (0.9, 0.9, 3.0)
+    preset = PRESETS[str(suite.preset)]
+    plan = preset.plan | {"patch": (32, 16, 16), "stride": (16, 16, 16), "spacing_mm": spacing}
+    monkeypatch.setitem(PRESETS, str(suite.preset), preset.model_copy(update={"plan": plan}))
+    pancreas(source, tuple(range(1, 83))) if name == "table2" else kits19(source, 210)
+    planned = benchmark.plan(suite, source, out, benchmark.Cases(), iterations=2, device="cpu", threads=1)
+    for item in planned:
+        execute(item.job)
+    masks = {"all": 62} | {number: number for number in (12, 16)}
+    for item in planned:
+        dataset = open_dataset(Path(item.job.dataset))
+        assert len(dataset.split.labelled) == masks[item.row.masks]
+        assert len(dataset.split.labelled) + len(dataset.split.unlabelled) == cases[0]
+        assert len({row["case"] for row in read_result(Path(item.job.record)).rows}) == cases[1]
+    write_tables(suite, planned, out)
+    with (out / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= len(published(name))
+    assert {row["seeds"] for row in rows} == {"1"}
 
 
 @pytest.mark.parametrize("preset", ["pancreas-literature", "pancreas-coranet-literature"])

@@ -48,7 +48,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a group is ahead of its baseline. p: Wilcoxon's, corrected by Holm over all gains of the call."""
+    """What a group is ahead of its baseline: by its unlabelled scans, or, on the masks alone, by its network. p:
+    Wilcoxon's, corrected by Holm over all gains of the call."""
 
     ours: Group
     baseline: Group
@@ -62,17 +63,20 @@ class Gain:
         sure = "" if low > 0 or high < 0 else " The interval holds 0: it may be nothing."
         seeds = f"{self.interval.num_seeds} seed{'s' if self.interval.num_seeds > 1 else ''}"
         one = " One seed says nothing about the spread between trainings." if self.interval.num_seeds == 1 else ""
+        what, against = f"the {self.ours.unlabelled} unlabelled scans", "the same network trained on the masks alone"
+        if not self.ours.unlabelled:
+            what, against = "and nothing else, its network and schedule", "the plain V-Net"
         return (
-            f"{self.ours.label}: with {self.ours.masks} masks, the {self.ours.unlabelled} unlabelled scans {verb} Dice "
+            f"{self.ours.label}: with {self.ours.masks} masks, {what} {verb} Dice "
             f"by {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}; {self.interval.num_cases} cases, {seeds}; "
-            f"Wilcoxon over cases, Holm: p {_p(self.p)}), against the same network trained on the masks alone "
-            f"({self.baseline.label}).{sure}{one}"
+            f"Wilcoxon over cases, Holm: p {_p(self.p)}), against {against} ({self.baseline.label}).{sure}{one}"
         )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """table: the head first. answers: one for each group that learnt from unlabelled scans. curve: label budgets."""
+    """table: the head first. answers: one for each group that learnt from unlabelled scans, or with another network
+    than `vnet` from the masks alone. curve: label budgets."""
 
     table: list[list[str]]
     answers: list[str]
@@ -83,7 +87,8 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """Compare scored runs (run folders, records, or folders of records).
 
     Only the difference to the labelled-only run of the same network, on the same masks and of the same length, is
-    credited to the unlabelled scans. What else a method is ahead of `vnet` is its network's. Where a method's loss of
+    credited to the unlabelled scans. What else a method is ahead of `vnet` is its network's: the difference of that
+    labelled-only run to `vnet`. Where a method's loss of
     the labelled scans is not its baseline's (docs/methods), the difference holds that as well.
 
     Raises:
@@ -92,14 +97,27 @@ def compare(folders: Sequence[Path]) -> Comparison:
     groups = grouped([result for folder in folders for result in _results(folder)])
     found = gains(groups)
     by_group = {id(gain.ours): gain for gain in found}
-    rows = [["method", "masks", "unlabelled", "seeds", "Dice", "failed", "unlabelled scans gave", "p (Holm)"]]
+    rows = [
+        [
+            "method",
+            "masks",
+            "unlabelled",
+            "seeds",
+            "Dice",
+            "failed",
+            "unlabelled scans gave",
+            "network gave",
+            "p (Holm)",
+        ]
+    ]
     for group in sorted(groups, key=lambda group: (group.masks, -group.mean)):
         gain = by_group.get(id(group))
         between = f"{group.mean:.3f}" + (f" +- {group.spread:.3f}" if group.spread is not None else "")
         given = f"{gain.interval.mean:+.3f} [{gain.interval.low:+.3f}, {gain.interval.high:+.3f}]" if gain else "-"
         p = _p(gain.p).removeprefix("= ") if gain else "-"
         counts = [str(group.masks), str(group.unlabelled), str(len(group.dice))]
-        rows.append([group.label, *counts, between, str(group.not_ok), given, p])
+        by_what = [given, "-"] if group.unlabelled else ["-", given]
+        rows.append([group.label, *counts, between, str(group.not_ok), *by_what, p])
     open_questions = [group for group in groups if group.unlabelled and id(group) not in by_group]
     answers = [*(gain.words() for gain in found), *map(_unanswered, open_questions)]
     return Comparison(rows, answers, budget_curve(groups))
@@ -130,8 +148,9 @@ def grouped(results: Sequence[Result]) -> list[Group]:
 
 
 def gains(groups: Sequence[Group]) -> list[Gain]:
-    """Each group with unlabelled scans against its labelled-only network, where that is among the groups."""
-    pairs = [(g, b) for g in groups if g.unlabelled and (b := _baseline(g, groups)) is not None]
+    """Each group against its baseline, where that is among the groups: with unlabelled scans the same network on the
+    masks alone, without them `vnet`."""
+    pairs = [(g, b) for g in groups if (b := _baseline(g, groups)) is not None]
     raw = [wilcoxon(ours.by_case, baseline.by_case) for ours, baseline in pairs]
     return [
         Gain(ours, baseline, paired_difference(ours.dice, baseline.dice), p)
@@ -197,13 +216,13 @@ def _plain(method: str, configs: Sequence[Mapping[str, Any]]) -> Mapping[str, An
 
 
 def _baseline(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The same network from the same masks, iterations and settings, without the unlabelled scans."""
-    name = METHODS[group.method].baseline
-    if name is None:
-        return None
+    """The same network from the same masks, iterations and settings, without the unlabelled scans; of a group without
+    them, `vnet`."""
+    name = METHODS[group.method].baseline if group.unlabelled else "vnet"
     wanted = (name, group.masks, 0, group.iterations)
     for other in groups:
-        if (other.method, other.masks, other.unlabelled, other.iterations) == wanted and _same_network(group, other):
+        alike = (other.method, other.masks, other.unlabelled, other.iterations) == wanted
+        if alike and other is not group and _same_network(group, other):
             return other
     return None
 

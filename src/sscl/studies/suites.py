@@ -96,6 +96,8 @@ SUITES: dict[str, Suite] = {
             _sscl(**_NEITHER, name="Baseline + mean teacher, neither module"),
             _sscl(unlabelled=False, name="SSCL's network, labelled scans only"),
             _sscl(unlabelled=False, reconstructor=False, name="V-Net + FFC, labelled scans only"),
+            _sscl(unlabelled=False, spectral=False, name="V-Net + REC, labelled scans only"),
+            _sscl(unlabelled=False, **_NEITHER, name="V-Net in SSCL's schedule, labelled scans only"),
         ),
     ),
     "table5": Suite(
