@@ -49,7 +49,7 @@ def export(run: Path, out: Path) -> Path:
         raise UserError(f"{out} exists and is not a model folder. Give another -o.")
     method, iteration = _from_run(run, recipe)
     _warn_if_unfinished(run, iteration, recipe.iterations)
-    weights = _tested(method)
+    weights = method.tested_state()
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / WEIGHTS, lambda file: file.write(save(weights)))
     card = {
@@ -132,22 +132,13 @@ def _keep_only(module: nn.Module, kept: tuple[str, ...]) -> None:
 
 def count_parameters(method: Method) -> int:
     """Of the networks that the test phase needs: 17,526,562 for SSCL at width 16 (without R's decoder)."""
-    return sum(weight.numel() for name, weight in method.named_parameters() if name.startswith(_prefixes(method)))
-
-
-def _prefixes(method: Method) -> tuple[str, ...]:
-    return tuple(f"{name}." for name in method.tested())
-
-
-def _tested(method: Method) -> dict[str, Tensor]:
-    """The part of the state that the test phase needs, in plain memory order."""
-    state: Mapping[str, Tensor] = method.state_dict()
-    return {name: t.detach().cpu().contiguous() for name, t in state.items() if name.startswith(_prefixes(method))}
+    tested = method.tested_state()
+    return sum(weight.numel() for name, weight in method.named_parameters() if name in tested)
 
 
 def _fill(method: Method, weights: Mapping[str, Tensor], path: Path) -> None:
     """Load exactly the tensors that the test phase needs, of exactly the right shapes."""
-    wanted = _tested(method)
+    wanted = method.tested_state()
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = [name for name, tensor in wanted.items() if shapes.get(name) != tuple(tensor.shape)]
     wrong += [name for name in weights if name not in wanted]
@@ -199,4 +190,4 @@ def _weights(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
 def _weights_digest(method: Method) -> str:
     import hashlib
 
-    return hashlib.sha256(save(_tested(method))).hexdigest()
+    return hashlib.sha256(save(method.tested_state())).hexdigest()
