@@ -26,13 +26,15 @@ from sscl.engine.run import read_recipe
 from sscl.engine.train import Log
 from sscl.engine.validation import Validation, mean_dice
 from sscl.methods import METHODS, method_class
+from sscl.report.tables import dice_by_case
 from sscl.stages.dataset import open_dataset
 from sscl.stages.evaluate import evaluate
 from sscl.stages.model import export, info, load_model
 from sscl.stages.predict import predict
 from sscl.stages.recipe import resolve
-from sscl.stages.record import identity, read_records
+from sscl.stages.record import identity, read_records, read_result, record
 from sscl.stages.train import dry_run
+from sscl.studies.compare import compare, gains, grouped
 
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "runs"
 CPU = torch.device("cpu")
@@ -356,9 +358,20 @@ def scored(learnt: Path, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -
     return run
 
 
-def test_predictions_and_scores_say_which_weights(scored: Path) -> None:
+def test_predictions_scores_and_records_say_which_weights(scored: Path, learnt: Path, tmp_path: Path) -> None:
     assert json.loads((scored / "predictions/stage.json").read_text())["config"]["select"] == "best"
     assert json.loads((scored / "predictions/scores/stage.json").read_text())["select"] == "best"
+    out = record(scored, scored / "predictions", tmp_path / "record")
+    assert json.loads((out / "record.json").read_text())["select"] == "best"
+    assert read_result(scored).select == read_result(out).select == "best"
+    assert read_result(out).identity == identity(read_recipe(learnt), select="best") != identity(read_recipe(learnt))
+
+
+def test_the_report_says_it_and_draws_the_curve(scored: Path, tmp_path: Path) -> None:
+    assert cli.main(["report", str(scored), "-o", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "run: not the last weights, but those best on its validation cases (a3)." in page
+    assert "validation/dice" in page
 
 
 def test_a_folder_of_the_last_weights_is_not_mixed_with_the_best(
@@ -385,7 +398,45 @@ def test_a_recipe_without_the_field_is_one_without_validation(tiny: Tiny, tmp_pa
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     assert read_recipe(tmp_path) == recipe
     assert identity(read_recipe(tmp_path)) == identity(recipe)
-    assert all(result.recipe.validation == () for result in read_records(RECORDS))
+    assert all(result.recipe.validation == () and result.select == "last" for result in read_records(RECORDS))
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """Records of two methods, each with its last weights and, as if there had been validation, with its best ones."""
+    for name in ("vnet_8_0", "mean_teacher_8_0"):
+        shutil.copytree(RECORDS / name, tmp_path / name)
+        for number, field in (("best", {"select": "best"}), ("validated", {})):
+            copy = shutil.copytree(RECORDS / name, tmp_path / f"{name}_{number}")
+            facts = json.loads((copy / "record.json").read_text())
+            (copy / "record.json").write_text(json.dumps(facts | field))
+            recipe = yaml.safe_load((copy / "recipe.yaml").read_text())
+            moved = {"labelled": recipe["labelled"][:-2], "validation": recipe["labelled"][-2:]}
+            (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe | moved))
+    return tmp_path
+
+
+def test_best_and_last_are_never_one_group_nor_baseline_of_each_other(kept: Path) -> None:
+    groups = grouped(read_records(kept))
+    assert sorted((group.label, group.masks) for group in groups) == [
+        ("mean_teacher", 6),
+        ("mean_teacher", 8),
+        ("mean_teacher, best on 2 further masks", 6),
+        ("vnet", 6),
+        ("vnet", 8),
+        ("vnet, best on 2 further masks", 6),
+    ]
+    pairs = {(gain.ours.label, gain.ours.masks, gain.baseline.label, gain.baseline.masks) for gain in gains(groups)}
+    assert pairs == {
+        ("mean_teacher", 8, "vnet", 8),
+        ("mean_teacher", 6, "vnet", 6),
+        ("mean_teacher, best on 2 further masks", 6, "vnet, best on 2 further masks", 6),
+    }
+    shutil.rmtree(kept / "vnet_8_0_best")
+    answers = compare([kept]).answers
+    assert any("run vnet on the same masks and select its weights alike" in answer for answer in answers)
+    rows = read_result(kept / "vnet_8_0").rows
+    assert dice_by_case(rows) == dice_by_case(read_result(kept / "vnet_8_0_validated").rows)
 
 
 def test_a_dry_run_counts_the_validations(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
