@@ -317,6 +317,20 @@ def test_no_case_left_to_train_on(train_tiny: Train, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_the_command_line_hands_it_on(
+    trained: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", str(tiny.dataset), "--method", "vnet", "--iterations", "1", "--validation", "3"]
+    for command, words in (
+        ([*train, "-o", str(tmp_path / "run"), "--set", "width=2"], "--validation 3: "),
+        ([*train, "--dry-run", "--set", "width=2"], "--validation 3: "),
+        (["export", str(trained), "-o", str(tmp_path / "model"), "--select", "best"], "--select best: "),
+    ):
+        assert cli.main(command) == 2
+        assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_was_begun_with_other_validation_is_refused(
     learnt: Path, trained: Path, train_tiny: Train, tmp_path: Path
 ) -> None:
