@@ -76,6 +76,7 @@ def train(
     iterations: int | None = None,
     minutes: float | None = None,
     schedule: Literal["shared", "literature"] = "shared",
+    validation: int = 0,
     seed: int = 0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -96,6 +97,8 @@ def train(
         iterations: Length of the run, all phases together; the preset's, else 34000.
         minutes: Instead: time some steps and choose the number of iterations.
         schedule: shared: the preset's budget; literature: optimiser, iterations and ramps of the method's own paper.
+        validation: Labelled cases, the last ones, that are not trained on but for finding the run's best weights, which
+            `predict --select best` uses.
         seed: Of initial weights, crops and noise.
         workers: Loader processes; the batches are the same.
         checkpoint_minutes: How often to save.
@@ -120,7 +123,7 @@ def train(
     if dry_run:
         cost = stage.dry_run(
             dataset, method=method, settings=settings, iterations=iterations, minutes=minutes, schedule=schedule,
-            device=device, precision=precision, threads=threads,
+            validation=validation, device=device, precision=precision, threads=threads,
         )  # fmt: skip
         say(
             f"{cost.iterations} iterations at {cost.seconds_per_iteration:.2f} s: {duration(cost.seconds)}; "
@@ -132,18 +135,24 @@ def train(
     with training_progress(method) as on_step:
         recipe = stage.train(
             dataset, out, method=method, settings=settings, iterations=iterations, minutes=minutes, schedule=schedule,
-            seed=seed, device=device, precision=precision, threads=threads, workers=workers,
+            validation=validation, seed=seed, device=device, precision=precision, threads=threads, workers=workers,
             checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, on_step=on_step,
         )  # fmt: skip
     say(f"{out}: {recipe.iterations} iterations of {method}. Next: sscl predict {out} SCANS -o MASKS")
 
 
 @app.command
-def export(run: Path, /, *, out: Out) -> None:
-    """Write the finished model of a run: weights (safetensors) and model.json, all that `predict` needs elsewhere."""
+def export(run: Path, /, *, out: Out, select: Literal["last", "best"] = "last") -> None:
+    """Write the finished model of a run: weights (safetensors) and model.json, all that `predict` needs elsewhere.
+
+    Args:
+        run: The run folder.
+        out: The model folder to make.
+        select: Its last weights, or those best on the cases of `train --validation`.
+    """
     from sscl.stages.model import export as stage
 
-    say(f"{stage(run, out)}: exported. Next: sscl predict {out} SCANS -o MASKS")
+    say(f"{stage(run, out, select)}: exported. Next: sscl predict {out} SCANS -o MASKS")
 
 
 @app.command
@@ -162,6 +171,7 @@ def predict(
     /,
     *inputs: Path,
     out: Out | None = None,
+    select: Literal["last", "best"] | None = None,
     split: str = "test",
     stride: tuple[int, int, int] | None = None,
     weighting: Literal["average", "gaussian"] | None = None,
@@ -178,6 +188,7 @@ def predict(
         model: A run folder or an exported model.
         inputs: Scans, folders of scans, or a prepared data set; for a run, its data set if none is given.
         out: Where to write CASE.nii.gz; RUN/predictions if not given.
+        select: Of a run, its last weights (if not given), or those best on the cases of `train --validation`.
         split: Which list of a prepared data set: labelled, unlabelled, development, test.
         stride: Steps between windows, voxels; the plan's if not given.
         weighting: How overlapping windows are averaged.
@@ -191,8 +202,9 @@ def predict(
     sources = list(inputs) or default_inputs(model)
     target = model / "predictions" if out is None else out
     masks = stage(
-        model, sources, target, split=split, stride=stride, weighting=weighting, probabilities=probabilities,
-        largest_component=largest_component, batch=batch, device=device, precision=precision, threads=threads,
+        model, sources, target, select=select, split=split, stride=stride, weighting=weighting,
+        probabilities=probabilities, largest_component=largest_component, batch=batch, device=device,
+        precision=precision, threads=threads,
         on_case=lambda case, number, total: err.print(f"{number}/{total} {escape(case)}", highlight=False),
     )  # fmt: skip
     say(f"{target}: {len(masks)} masks. Next: sscl evaluate {target} REFERENCE_MASKS")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -184,6 +185,15 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def tested(self) -> tuple[str, ...]:
         """Names of the submodules that `predict` uses: what a finished model consists of."""
+
+    def tested_state(self) -> dict[str, Tensor]:
+        """The part of the state that `predict` uses: copies on the CPU, in plain memory order."""
+        prefixes = tuple(f"{name}." for name in self.tested())
+        return {
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in self.state_dict().items()
+            if name.startswith(prefixes)
+        }
 
     def begin(self, phase: str) -> None:
         """Called once when a phase starts, before its first step: for instance teacher <- student."""

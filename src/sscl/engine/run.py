@@ -30,6 +30,8 @@ class Recipe(Config):
     plan: Plan
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    """Labelled cases that are not trained on: by them the best weights of the run are found."""
     iterations: int
     seed: int
     precision: str

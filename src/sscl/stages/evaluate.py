@@ -81,7 +81,8 @@ def evaluate(
     if is_dataset(reference) and split == "test":
         _log_opening(reference, prediction, due)
     spacing_mm = spacing_mm or due.spacing_if_missing_mm
-    labels = due.labels or _stage_labels(prediction) or _labels_in(due, spacing_mm)
+    made = _stage_of(prediction)
+    labels = due.labels or dict(enumerate(made.get("labels") or ())) or _labels_in(due, spacing_mm)
     scores: list[table.Score] = []
     for case in sorted(due.masks):
         if case not in predicted:
@@ -91,7 +92,8 @@ def evaluate(
         tuple(scores), tuple(table.summarise(scores)), table.definitions(scores, tolerance_mm), out
     )
     config = {"split": split, "tolerance_mm": tolerance_mm, "spacing_mm": spacing_mm}
-    _write(result, config, [*predicted.values(), *due.masks.values()], began)
+    select = made.get("config", {}).get("select")
+    _write(result, config, [*predicted.values(), *due.masks.values()], began, select)
     return result
 
 
@@ -185,11 +187,10 @@ def _declared(facts: Mapping[str, Any], where: Path) -> tuple[dict[int, str] | N
     return {value: name for name, value in named.items()}, ignore
 
 
-def _stage_labels(prediction: Path) -> dict[int, str] | None:
-    """The class names that `predict` noted beside its masks."""
+def _stage_of(prediction: Path) -> dict[str, Any]:
+    """What `predict` noted beside its masks; empty for those of another program."""
     stage = prediction / STAGE
-    names = read_object(stage).get("labels") if stage.is_file() else None
-    return dict(enumerate(names)) if names else None
+    return read_object(stage) if stage.is_file() else {}
 
 
 def _labels_in(due: _Reference, spacing_mm: Spacing | None) -> dict[int, str]:
@@ -272,10 +273,13 @@ def _log_opening(dataset: Path, prediction: Path, due: _Reference) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def _write(result: EvaluationResult, config: Mapping[str, Any], inputs: Sequence[Path], began: float) -> None:
+def _write(
+    result: EvaluationResult, config: Mapping[str, Any], inputs: Sequence[Path], began: float, select: str | None
+) -> None:
+    """select: which weights of a run the masks are by; None: not known."""
     result.out.mkdir(parents=True, exist_ok=True)
     write_text(result.out / "scores.csv", table.scores_csv(result.scores))
     write_text(result.out / "summary.csv", table.summary_csv(result.summary))
     write_text(result.out / "definitions.txt", result.definitions + "\n")
     digests = {str(path): digest(path) for path in inputs}
-    write_stage(result.out, "evaluate", config=config, inputs=digests, began=began)
+    write_stage(result.out, "evaluate", config=config, inputs=digests, began=began, select=select)

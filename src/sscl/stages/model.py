@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +26,8 @@ log = logging.getLogger("sscl")
 
 WEIGHTS, CARD = "weights.safetensors", "model.json"
 FORMAT = 1
+Select = Literal["last", "best"]
+"""Weights of a run: after its last iteration, or those best on its validation cases."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,21 @@ class Model:
     plan: Plan
     digest: str
     """Of the weights."""
+    select: Select
 
 
-def export(run: Path, out: Path) -> Path:
+def export(run: Path, out: Path, select: Select = "last") -> Path:
     """Write the model of a run: the networks that the test phase needs, plan, labels, versions and digests.
 
     Raises:
-        UserError: not a run folder, no checkpoint in it, or `out` exists with something else in it.
+        UserError: not a run folder, no checkpoint or no validated weights in it, or `out` exists with something else in
+            it.
     """
     recipe = read_recipe(run)
     if out.exists() and any(path.name not in (WEIGHTS, CARD) for path in out.iterdir()):
         raise UserError(f"{out} exists and is not a model folder. Give another -o.")
-    method, iteration = _from_run(run, recipe)
-    _warn_if_unfinished(run, iteration, recipe.iterations)
-    weights = _tested(method)
+    method, iteration = _from_run(run, recipe, select)
+    weights = method.tested_state()
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / WEIGHTS, lambda file: file.write(save(weights)))
     card = {
@@ -63,9 +66,11 @@ def export(run: Path, out: Path) -> Path:
         "trained": {
             "iterations": iteration,
             "of": recipe.iterations,
+            "select": select,
             "seed": recipe.seed,
             "labelled": len(recipe.labelled),
             "unlabelled": len(recipe.unlabelled),
+            "validation": len(recipe.validation),
             "data_digest": recipe.data_digest,
             "versions": recipe.versions,
         },
@@ -90,29 +95,38 @@ def info(model: Path) -> dict[str, Any]:
     return card
 
 
-def load_model(path: Path, device: torch.device) -> Model:
+def load_model(path: Path, device: torch.device, select: Select | None = None) -> Model:
     """A RUN (its newest checkpoint) or an exported MODEL, in evaluation mode on the device.
 
+    Args:
+        select: of a run, `last` if None; a model has one or the other.
+
     Raises:
-        UserError: neither, or damaged, or of a newer format.
+        UserError: neither, or damaged, or of a newer format; or it has no such weights.
     """
     if (path / RECIPE).is_file():
-        recipe = read_recipe(path)
-        method, iteration = _from_run(path, recipe)
-        _warn_if_unfinished(path, iteration, recipe.iterations)
+        recipe, selected = read_recipe(path), select or "last"
+        method, _ = _from_run(path, recipe, selected)
         plan, digest = recipe.plan, _weights_digest(method)
     else:
         card = _card(path)
-        weights = _weights(path, card)
+        weights, selected = _weights(path, card), card["trained"].get("select", "last")
+        if select not in (None, selected):
+            raise UserError(
+                f"{path} is an exported model and holds the {selected} weights of its run, not the {select} ones. "
+                f"Leave --select out, or export again: sscl export RUN -o MODEL --select {select}."
+            )
         cls = method_class(card["method"])
         plan = Plan.read(card["plan"], str(path / CARD))
         config = cls.Config.read(card["config"], str(path / CARD))
         method = cls(config, len(plan.channels), plan.num_classes)
         _fill(method, weights, path / WEIGHTS)
-        _warn_if_unfinished(path, card["trained"]["iterations"], card["trained"]["of"])
+        if selected == "last":
+            _warn_if_unfinished(path, card["trained"]["iterations"], card["trained"]["of"])
         digest = card["weights_sha256"]
     _keep_only(method, method.tested())
-    return Model(method.to(device, memory_format=torch.channels_last_3d).eval(), plan, digest)  # type: ignore[call-overload]
+    method.to(device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+    return Model(method, plan, digest, selected)
 
 
 def _warn_if_unfinished(where: Path, iteration: int, of: int) -> None:
@@ -132,22 +146,13 @@ def _keep_only(module: nn.Module, kept: tuple[str, ...]) -> None:
 
 def count_parameters(method: Method) -> int:
     """Of the networks that the test phase needs: 17,526,562 for SSCL at width 16 (without R's decoder)."""
-    return sum(weight.numel() for name, weight in method.named_parameters() if name.startswith(_prefixes(method)))
-
-
-def _prefixes(method: Method) -> tuple[str, ...]:
-    return tuple(f"{name}." for name in method.tested())
-
-
-def _tested(method: Method) -> dict[str, Tensor]:
-    """The part of the state that the test phase needs, in plain memory order."""
-    state: Mapping[str, Tensor] = method.state_dict()
-    return {name: t.detach().cpu().contiguous() for name, t in state.items() if name.startswith(_prefixes(method))}
+    tested = method.tested_state()
+    return sum(weight.numel() for name, weight in method.named_parameters() if name in tested)
 
 
 def _fill(method: Method, weights: Mapping[str, Tensor], path: Path) -> None:
     """Load exactly the tensors that the test phase needs, of exactly the right shapes."""
-    wanted = _tested(method)
+    wanted = method.tested_state()
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = [name for name, tensor in wanted.items() if shapes.get(name) != tuple(tensor.shape)]
     wrong += [name for name in weights if name not in wanted]
@@ -159,14 +164,40 @@ def _fill(method: Method, weights: Mapping[str, Tensor], path: Path) -> None:
     method.load_state_dict(dict(weights), strict=False)
 
 
-def _from_run(run: Path, recipe: Recipe) -> tuple[Method, int]:
-    """The method with the weights of the newest checkpoint, and after how many iterations that is."""
+def _from_run(run: Path, recipe: Recipe, select: Select) -> tuple[Method, int]:
+    """The method with weights out of the newest checkpoint, and after how many iterations it had them.
+
+    Of the best ones, only the part that `predict` uses is the run's.
+    """
     state = checkpoint.newest(run / CHECKPOINTS, torch.device("cpu"))
     if state is None:
         raise UserError(f"{run} has no complete checkpoint yet; train it first.")
     method = build_method(recipe)
-    method.load_state_dict(state["method"])
-    return method, int(state["iteration"])
+    if select == "last":
+        method.load_state_dict(state["method"])
+        iteration = int(state["iteration"])
+    else:
+        best = _best(run, recipe, state)
+        _fill(method, best["weights"], run / CHECKPOINTS)
+        iteration = int(best["iteration"])
+        log.info("%s: the weights after iteration %d, validation Dice %.3f", run, iteration, best["dice"])
+    _warn_if_unfinished(run, int(state["iteration"]), recipe.iterations)
+    return method, iteration
+
+
+def _best(run: Path, recipe: Recipe, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the run's validation kept, out of a checkpoint."""
+    if not recipe.validation:
+        raise UserError(
+            f"--select best: {run} was trained without validation, so no weights of it are known to be the best. "
+            "Leave --select out for the last ones, or train into another folder with --validation N."
+        )
+    if "best" not in state:
+        raise UserError(
+            f"--select best: {run} was not validated yet after {state['iteration']} of {recipe.iterations} iterations. "
+            "Train it further; the same command goes on."
+        )
+    return state["best"]
 
 
 def _card(path: Path) -> dict[str, Any]:
@@ -199,4 +230,4 @@ def _weights(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
 def _weights_digest(method: Method) -> str:
     import hashlib
 
-    return hashlib.sha256(save(_tested(method))).hexdigest()
+    return hashlib.sha256(save(method.tested_state())).hexdigest()

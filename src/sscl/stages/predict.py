@@ -21,7 +21,7 @@ from sscl.ops.pseudo import largest_components
 from sscl.stages.dataset import is_dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads
 from sscl.stages.folder import STAGE, digest, write_stage
-from sscl.stages.model import Model, load_model
+from sscl.stages.model import Model, Select, load_model
 from sscl.volumes.files import read_image, write_label
 from sscl.volumes.geometry import from_ras, to_ras
 
@@ -55,6 +55,7 @@ def predict(
     inputs: Sequence[Path],
     out: Path,
     *,
+    select: Select | None = None,
     split: str = "test",
     stride: Size | None = None,
     weighting: str | None = None,
@@ -71,6 +72,7 @@ def predict(
     Args:
         model: a run folder or an exported model.
         inputs: scans, folders of scans, or a prepared data set, of which the cases of `split` are taken.
+        select: of a run, its last weights (None: these) or those best on its validation cases; a model has its own.
         stride, weighting: instead of the plan's.
         probabilities: also write OUT/<case>.npz, float16 "probabilities" (classes, x, y, z) on the scan's own grid.
         largest_component: keep each class's largest 26-connected component.
@@ -84,7 +86,7 @@ def predict(
         raise UserError(f"--batch {batch}: expected 1 or more.")
     began, place = time.monotonic(), pick_device(device)
     set_threads(threads)
-    loaded = load_model(model, place)
+    loaded = load_model(model, place, select)
     plan = _with_options(loaded.plan, stride, weighting)
     options = _Options(plan, probabilities, largest_component, batch, place, pick_precision(precision, place))
     scans = _scans(inputs, split, plan)
@@ -202,6 +204,7 @@ def _config(model: Model, options: _Options) -> dict[str, Any]:
     """What decides a mask, beside its scan: other values belong into another folder."""
     return {
         "weights": model.digest,
+        "select": model.select,
         "stride": list(options.plan.stride),
         "weighting": options.plan.weighting,
         "largest_component": options.largest_component,
@@ -217,7 +220,8 @@ def _done(out: Path, config: Mapping[str, Any], labels: Sequence[str]) -> dict[s
             raise UserError(f"{out} holds masks that `sscl predict` did not write. Give another -o.")
         return {}
     stage = read_object(path)
-    if stage.get("config") != dict(config) or stage.get("labels") != list(labels):
+    before = {"select": "last", **stage.get("config", {})}  # the first versions had no other
+    if before != dict(config) or stage.get("labels") != list(labels):
         raise UserError(f"{out} holds predictions of another model or other settings. Give another -o, or empty it.")
     scans = stage.get("inputs", {})
     return {case: _Done(scans.get(case, []), mask) for case, mask in stage.get("cases", {}).items()}

@@ -9,6 +9,7 @@ from sscl.core.errors import UserError
 from sscl.core.files import read_object
 from sscl.engine.run import FREE, METRICS, Recipe, read_recipe
 from sscl.report import tables
+from sscl.stages.folder import STAGE
 from sscl.volumes.files import case_stem, read_image, read_label
 from sscl.volumes.geometry import on_grid_of, same_grid, to_ras
 from sscl.volumes.volume import Volume
@@ -27,6 +28,8 @@ class RunFolder:
     definitions: str
     references: Mapping[str, Path] = field(repr=False)
     """Masks that `evaluate` read, by file name without ending."""
+    select: str = "last"
+    """Which of the run's weights were scored: `last`, or `best` on its validation cases."""
 
     @property
     def predictions(self) -> Path:
@@ -38,8 +41,8 @@ class RunFolder:
 
     @property
     def variant(self) -> str:
-        """All of the recipe that makes it another experiment; equal for runs that differ in their seed only."""
-        return self.recipe.model_dump_json(exclude={"seed", *FREE})
+        """All that makes it another experiment; equal for runs that differ in their seed only."""
+        return self.recipe.model_dump_json(exclude={"seed", *FREE}) + self.select
 
 
 def short_names(runs: Sequence[Path]) -> dict[Path, str]:
@@ -55,6 +58,12 @@ def short_names(runs: Sequence[Path]) -> dict[Path, str]:
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     return {path: "/".join(path.parts[-depth:]) for path in paths}
+
+
+def selected(scores: Path) -> str:
+    """Which of a run's weights were scored: `best` where `evaluate` noted it in its folder, else `last`."""
+    stage = scores / STAGE
+    return (read_object(stage).get("select") if stage.is_file() else None) or "last"
 
 
 def read_run(path: Path, name: str) -> RunFolder:
@@ -79,17 +88,21 @@ def read_run(path: Path, name: str) -> RunFolder:
         dice=tables.dice_by_case(rows),
         definitions=text["definitions.txt"].rstrip(),
         references={case_stem(Path(p)): Path(p) for p in inputs if Path(p).parent.resolve() != path / "predictions"},
+        select=selected(scores),
     )
 
 
 def by_experiment(runs: Sequence[RunFolder], notes: list[str]) -> dict[str, dict[int, RunFolder]]:
     """Evaluated runs by experiment and seed. An experiment is named by its method, where that says which it is.
 
-    notes: gets a line for each run that is left out.
+    notes: gets a line for each run that is left out, or was not scored with its last weights.
     """
     variants: dict[str, dict[int, RunFolder]] = {}
     for run in runs:
         if run.dice:
+            if run.select == "best":
+                kept = ", ".join(run.recipe.validation)
+                notes.append(f"{run.name}: not the last weights, but those best on its validation cases ({kept}).")
             seeds = variants.setdefault(run.variant, {})
             if seeds.setdefault(run.recipe.seed, run) is not run:
                 notes.append(f"{run.name}: same recipe and seed as another run; left out of comparison and pictures.")

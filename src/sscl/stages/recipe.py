@@ -31,11 +31,15 @@ def resolve(
     precision: str,
     threads: int,
     schedule: Training = "shared",
+    validation: int = 0,
 ) -> Recipe:
     """The recipe of a new run: method defaults x preset (or, `literature`, the paper's own training) x overrides.
 
+    Args:
+        validation: how many labelled cases, the last ones, are not trained on but for finding the best weights.
+
     Raises:
-        UserError: settings that the method does not have, a data set that it cannot learn from.
+        UserError: settings that the method does not have, a data set that it cannot learn from, or nothing left of it.
     """
     cls = method_class(method)
     iterations_of_schedule, known = _schedule(method, data.preset, schedule)
@@ -52,14 +56,21 @@ def resolve(
     if iterations is None:
         iterations = iterations_of_schedule
     timeline(phases, iterations)  # refuses too few
+    labelled = data.split.labelled
+    if (trained_on := len(labelled) - validation) < 1:
+        raise UserError(
+            f"--validation {validation}: {data.folder} has {len(labelled)} labelled cases, and one at least must be "
+            f"left to train on. Give at most {len(labelled) - 1}, or prepare a data set with more masks."
+        )
     return Recipe(
         method=method,
         config=config.model_dump(mode="json"),
         dataset=str(data.folder.resolve()),
         data_digest=data.digest,
         plan=data.plan,
-        labelled=data.split.labelled,
+        labelled=labelled[:trained_on],
         unlabelled=data.split.unlabelled if uses_unlabelled else (),
+        validation=labelled[trained_on:],
         iterations=iterations,
         seed=seed,
         precision=pick_precision(precision, place),

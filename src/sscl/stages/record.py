@@ -19,6 +19,7 @@ from sscl.engine.train import ENGINE_VERSION
 from sscl.methods import METHODS, method_class
 from sscl.report.tables import Row, read_metrics, read_scores
 from sscl.stages.folder import STAGE
+from sscl.stages.reading import selected
 from sscl.stages.train import CHECKPOINTS
 
 ROWS = 60
@@ -36,20 +37,22 @@ class Result:
     """scores.csv."""
     facts: Mapping[str, Any]
     """record.json; empty for a run folder."""
+    select: str = "last"
+    """Which of the run's weights were scored: `last`, or `best` on its validation cases."""
 
     @property
     def identity(self) -> str | None:
         """Of the run that this is a result of; None where its method has no such setting any more."""
         versions = self.facts.get("versions", {"engine": 1, "method": 1})  # the first records name none
         try:
-            return identity(self.recipe, versions["engine"], versions["method"])
+            return identity(self.recipe, versions["engine"], versions["method"], self.select)
         except UserError:
             return None
 
 
-def identity(recipe: Recipe, engine: int | None = None, method: int | None = None) -> str:
-    """Digest of all that decides a run's numbers: recipe, data, and the declared versions of engine and method (the
-    present ones unless given). Settings that have come since have their defaults.
+def identity(recipe: Recipe, engine: int | None = None, method: int | None = None, select: str = "last") -> str:
+    """Digest of all that decides a run's numbers: recipe, data, the declared versions of engine and method (the present
+    ones unless given), and which weights are scored. Settings that have come since have their defaults.
 
     Raises:
         UserError: the method has no such setting.
@@ -57,6 +60,7 @@ def identity(recipe: Recipe, engine: int | None = None, method: int | None = Non
     config = method_class(recipe.method).Config.read(recipe.config, f"settings of '{recipe.method}'")
     values = recipe.model_dump(mode="json", exclude={*FREE, "config"}) | {"config": config.model_dump(mode="json")}
     values["versions"] = [engine or ENGINE_VERSION, method or METHODS[recipe.method].version]
+    values["select"] = select
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -73,7 +77,7 @@ def read_result(folder: Path) -> Result:
         raise UserError(f"{folder} has no scores. `sscl predict {folder}`, then `sscl evaluate {folder}/predictions`.")
     rows = read_scores(found[0].read_text(encoding="utf-8"), str(found[0]))
     facts = read_object(folder / RECORD) if (folder / RECORD).is_file() else {}
-    return Result(folder.name, recipe, rows, facts)
+    return Result(folder.name, recipe, rows, facts, facts.get("select") or selected(found[0].parent))
 
 
 def read_records(folder: Path) -> list[Result]:
@@ -112,6 +116,7 @@ def record(run: Path, predictions: Path, out: Path) -> Path:
         out / RECORD,
         {
             "weights_sha256": read_json(last)["sha256"],
+            "select": selected(scores),
             "metrics_sha256": sha256(run / METRICS),
             "data_digest": recipe.data_digest,
             "versions": {"engine": ENGINE_VERSION, "method": METHODS[recipe.method].version},

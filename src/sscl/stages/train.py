@@ -21,6 +21,7 @@ from sscl.data.workers import batches_ahead, told_if_one_dies
 from sscl.engine import checkpoint
 from sscl.engine.run import METRICS, RECIPE, Recipe, cut_metrics, differences, only_writer, read_recipe, write_recipe
 from sscl.engine.train import Log, Span, Trainer
+from sscl.engine.validation import VALIDATIONS, Validation
 from sscl.stages.dataset import STORE, Dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, set_threads
 from sscl.stages.folder import STAGE, write_stage
@@ -42,15 +43,17 @@ class Cost:
     seconds_per_iteration: float
     peak_memory_bytes: int
     disk_bytes: int
+    validation_seconds: float = 0.0
+    """All validations together."""
 
     @property
     def seconds(self) -> float:
         """The whole run."""
-        return self.iterations * self.seconds_per_iteration
+        return self.iterations * self.seconds_per_iteration + self.validation_seconds
 
     def fits(self, minutes: float) -> int:
         """How many iterations take that long; at least two, as many as there are phases."""
-        return max(2, int(minutes * 60 / self.seconds_per_iteration))
+        return max(2, int((minutes * 60 - self.validation_seconds) / self.seconds_per_iteration))
 
 
 def train(
@@ -62,6 +65,7 @@ def train(
     iterations: int | None = None,
     minutes: float | None = None,
     schedule: Training = "shared",
+    validation: int = 0,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -80,6 +84,7 @@ def train(
         iterations: length of the run; or
         minutes: how long it may take: some steps are timed, and the number of iterations is written into the recipe.
         schedule: `shared`: the preset's budget; `literature`: optimiser, length and ramps of the method's paper.
+        validation: how many labelled cases, the last ones, are not trained on but for finding the run's best weights.
         workers: loader processes; 0 loads in this one. The batches are the same.
         on_step: gets each log line and the total number of iterations.
 
@@ -87,25 +92,28 @@ def train(
         UserError: wrong settings, a folder that is no data set, a run that was begun with others.
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
-    _check_numbers(iterations=(iterations, 1), seed=(seed, 0), workers=(workers, 0))
+    _check_numbers(iterations=(iterations, 1), validation=(validation, 0), seed=(seed, 0), workers=(workers, 0))
     began = time.monotonic()
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
     _refuse_other_folder(out)
-    recipe = _recipe(data, out, method, settings or {}, iterations, minutes, seed, place, precision, count, schedule)
+    recipe = _recipe(
+        data, out, method, settings or {}, iterations, minutes, seed, place, precision, count, schedule, validation
+    )
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         recipe = _settled(recipe, out)
-        trainer = _trainer(recipe, place)
+        trainer, validated = _trainer(recipe, place), _validation(data, recipe, place)
         if (state := checkpoint.newest(out / CHECKPOINTS, place)) is not None:
             trainer.restore(state)
+            validated.restore(state)
             log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
         if trainer.iteration == recipe.iterations and (out / STAGE).exists():
             log.info("%s is finished: %d iterations", out, recipe.iterations)
             return recipe
         cut_metrics(out, trainer.iteration)
         loaded = _loader(data, recipe, trainer, workers)
-        _run(trainer, loaded, out, checkpoint_minutes, tensorboard, on_step)
+        _run(trainer, loaded, validated, out, checkpoint_minutes, tensorboard, on_step)
         write_stage(
             out,
             "train",
@@ -113,7 +121,7 @@ def train(
             inputs={"dataset": data.digest},
             began=began,
             uses_torch=True,
-            seconds=round(_seconds(out), 1),  # over all sittings
+            seconds=round(_seconds(out), 1),  # over all sittings, with validations
             peak_memory_bytes=peak_memory_bytes(place),
         )
     return recipe
@@ -127,16 +135,17 @@ def dry_run(
     iterations: int | None = None,
     minutes: float | None = None,
     schedule: Training = "shared",
+    validation: int = 0,
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
 ) -> Cost:
     """What a run would take: times real steps in memory and writes nothing. Arguments and errors as in `train`."""
-    _check_numbers(iterations=(iterations, 1))
+    _check_numbers(iterations=(iterations, 1), validation=(validation, 0))
     _check_length(iterations, minutes)
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
-    recipe = resolve(data, method, settings or {}, iterations, 0, place, precision, count, schedule)
+    recipe = resolve(data, method, settings or {}, iterations, 0, place, precision, count, schedule, validation)
     cost = _cost(data, recipe, place)
     return cost if minutes is None else replace(cost, iterations=cost.fits(minutes))
 
@@ -153,13 +162,14 @@ def _recipe(
     precision: str,
     threads: int,
     schedule: Training,
+    validation: int,
 ) -> Recipe:
     """What the arguments ask for; with `--minutes`, the number of iterations that a begun run has, or a timed one."""
     _check_length(iterations, minutes)
     if minutes is not None and (out / RECIPE).exists():
         iterations = read_recipe(out).iterations
         log.info("the run was begun with %d iterations; --minutes is not timed again", iterations)
-    recipe = resolve(data, method, settings, iterations, seed, place, precision, threads, schedule)
+    recipe = resolve(data, method, settings, iterations, seed, place, precision, threads, schedule, validation)
     if minutes is not None and iterations is None:
         cost = _cost(data, recipe, place)
         count = cost.fits(minutes)
@@ -210,6 +220,11 @@ def _trainer(recipe: Recipe, place: torch.device) -> Trainer:
     return Trainer(build_method(recipe), recipe.iterations, recipe.seed, place, recipe.precision)
 
 
+def _validation(data: Dataset, recipe: Recipe, place: torch.device) -> Validation:
+    store = CaseStore(data.folder / STORE, memory_bytes=0)  # read some twenty times in a run: not worth the memory
+    return Validation(store, recipe.validation, recipe.plan, recipe.iterations, place, recipe.precision)
+
+
 def _loader(data: Dataset, recipe: Recipe, trainer: Trainer, workers: int) -> Callable[[Span, int], Loaded]:
     """Batches by iteration, cut in this process or, ahead of time, by workers."""
     make = partial(
@@ -232,6 +247,7 @@ def _loader(data: Dataset, recipe: Recipe, trainer: Trainer, workers: int) -> Ca
 def _run(
     trainer: Trainer,
     load: Callable[[Span, int], Loaded],
+    validated: Validation,
     out: Path,
     checkpoint_minutes: float,
     tensorboard: bool,
@@ -250,10 +266,11 @@ def _run(
             _check_finite(trainer)
             metrics.flush()
             os.fsync(metrics.fileno())  # before the checkpoint, or its iterations could lack their lines
-            checkpoint.save(out / CHECKPOINTS, trainer.state())
+            checkpoint.save(out / CHECKPOINTS, trainer.state() | validated.state())
 
         def after_step(entry: Log) -> bool:
             nonlocal saved, began
+            entry |= validated.after(trainer.iteration, trainer.method)
             now = time.monotonic()
             entry["seconds"] = round(now - began, 4)
             began = now
@@ -342,11 +359,17 @@ def _cost(data: Dataset, recipe: Recipe, place: torch.device) -> Cost:
         seconds += (time.perf_counter() - began) / per_phase * span.phase.share
     size = sum(t.numel() * t.element_size() for t in trainer.method.state_dict().values())
     momenta = sum(w.numel() * w.element_size() for p in trainer.method.players().values() for w in p.parameters())
-    disk = checkpoint.KEEP * (size + momenta) + recipe.iterations * 300
-    return Cost(recipe.iterations, seconds, peak_memory_bytes(place), disk)
+    best, validations = 0, 0.0
+    if recipe.validation:
+        best = sum(t.numel() * t.element_size() for t in trainer.method.tested_state().values())
+        began = time.perf_counter()
+        _validation(data, recipe, place).dice(trainer.method)
+        validations = (time.perf_counter() - began) * VALIDATIONS
+    disk = checkpoint.KEEP * (size + momenta + best) + recipe.iterations * 300
+    return Cost(recipe.iterations, seconds, peak_memory_bytes(place), disk, validations)
 
 
 def _seconds(out: Path) -> float:
-    """Time spent in steps, over all sittings."""
+    """Time spent in steps and validations, over all sittings."""
     with (out / METRICS).open(encoding="utf-8") as lines:
         return sum(float(json.loads(line)["seconds"]) for line in lines)

@@ -25,6 +25,8 @@ class Group:
     masks: int
     unlabelled: int
     iterations: int
+    selection: str
+    """How its weights were chosen; empty: the last ones."""
     dice: Scores
     not_ok: int
     """Cases, over all seeds, of which a mask was empty or missing."""
@@ -133,7 +135,8 @@ def grouped(results: Sequence[Result]) -> list[Group]:
         raise UserError("nothing to compare: no scored run was found.")
     together: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        key = result.recipe.model_dump_json(exclude={*FREE, "seed", "config"}) + repr(_config(result))
+        recipe = result.recipe.model_dump_json(exclude={*FREE, "seed", "config"})
+        key = recipe + repr(_config(result)) + result.select
         together[key].append(result)
     cases = {frozenset(dice_by_case(result.rows)) for result in results}
     if len(cases) > 1:
@@ -197,9 +200,9 @@ def _group(runs: Sequence[Result], plain: Mapping[str, Any]) -> Group:
             raise UserError(f"{run.name}: a second run of seed {run.recipe.seed} with one recipe. Name one of them.")
         dice[run.recipe.seed] = dice_by_case(run.rows)
     return Group(
-        label=_label(recipe.method, config, plain), method=recipe.method, config=config, masks=len(recipe.labelled),
-        unlabelled=len(recipe.unlabelled), iterations=recipe.iterations, dice=dice,
-        not_ok=sum(num_failed(run.rows) for run in runs),
+        label=_label(recipe.method, config, plain) + _selection(runs[0]), method=recipe.method, config=config,
+        masks=len(recipe.labelled), unlabelled=len(recipe.unlabelled), iterations=recipe.iterations,
+        selection=_selection(runs[0]), dice=dice, not_ok=sum(num_failed(run.rows) for run in runs),
     )  # fmt: skip
 
 
@@ -209,6 +212,12 @@ def _label(method: str, config: Mapping[str, Any], plain: Mapping[str, Any]) -> 
     return " ".join([method, *departing])
 
 
+def _selection(run: Result) -> str:
+    """For its label: the masks that its weights were chosen by come on top of those that it was trained on."""
+    count = len(run.recipe.validation)
+    return f", best on {count} further mask{'s' if count > 1 else ''}" if run.select == "best" else ""
+
+
 def _plain(method: str, configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Of several settings of a method, those that depart least from its defaults: mostly the preset's."""
     defaults = method_class(method).Config().model_dump()
@@ -216,13 +225,13 @@ def _plain(method: str, configs: Sequence[Mapping[str, Any]]) -> Mapping[str, An
 
 
 def _baseline(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The same network from the same masks, iterations and settings, without the unlabelled scans; of a group without
-    them, `vnet`."""
+    """The same network from the same masks, iterations and settings, without the unlabelled scans, its weights chosen
+    alike; of a group without them, `vnet`."""
     name = METHODS[group.method].baseline if group.unlabelled else "vnet"
-    wanted = (name, group.masks, 0, group.iterations)
+    wanted = (name, group.masks, 0, group.iterations, group.selection)
     for other in groups:
-        alike = (other.method, other.masks, other.unlabelled, other.iterations) == wanted
-        if alike and other is not group and _same_network(group, other):
+        found = (other.method, other.masks, other.unlabelled, other.iterations, other.selection)
+        if found == wanted and other is not group and _same_network(group, other):
             return other
     return None
 
@@ -246,4 +255,8 @@ def _unanswered(group: Group) -> str:
             "unlabelled scans gave cannot be told from what the network gave."
         )
     need = "sscl --set unlabelled=false" if name == "sscl" else name
-    return f"{group.label}, {group.masks} masks: run {need} on the same masks to see what the unlabelled scans gave."
+    alike = " and select its weights alike" if group.selection else ""
+    return (
+        f"{group.label}, {group.masks} masks: run {need} on the same masks{alike}, to see what the unlabelled scans "
+        "gave."
+    )
