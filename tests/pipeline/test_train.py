@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -544,6 +545,29 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(tiny: Tiny, tmp_path: Path,
     assert dry_run(tiny.dataset, minutes=60, **options).iterations > 100
     assert list(tmp_path.iterdir()) == []
     assert sorted(tiny.dataset.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("first", "steps"), [(0.0, 4), (30.0, 2)])
+def test_long_steps_are_timed_for_some_seconds_only(
+    first: float, steps: int, tiny: Tiny, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps of 4 s, behind a first one: a clock that only they move passes 10 s with the third or with the first."""
+    clock, done = [0.0], [0, 0]
+
+    def step(trainer: Trainer, span: Any, loaded: Any) -> None:
+        phase = trainer.spans.index(span)
+        clock[0] += 4.0 if done[phase] else first
+        done[phase] += 1
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr("sscl.stages.train.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    caplog.set_level(logging.INFO, "sscl")
+    cost = dry_run(tiny.dataset, settings={"width": 2}, threads=1, device="cpu")
+    assert done == [steps, steps]
+    assert cost.seconds_per_iteration == pytest.approx(4.0)
+    assert [line for line in caplog.messages if line.startswith("timing phase")] == [
+        f"timing phase {name}: 10 steps, or fewer if 10 s are over" for name in ("pretrain", "formal")
+    ]
 
 
 def test_masks_of_unlabelled_cases_are_never_opened(tiny: Tiny, trained: Path) -> None:

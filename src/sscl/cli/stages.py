@@ -100,7 +100,7 @@ def train(
         workers: Loader processes; the batches are the same.
         checkpoint_minutes: How often to save.
         tensorboard: Also write RUN/tensorboard.
-        dry_run: Only tell time, memory and disk.
+        dry_run: Only time some steps, and tell time, memory and disk of the whole run.
         explain: Only print the method's equations, settings and defaults; needs no data set.
         set_: Any setting of the method: --set lam=1.0 --set optimiser.learning_rate=0.005.
     """
