@@ -1,5 +1,6 @@
 """The command line: what is printed where, exit codes, messages without tracebacks; and the Python front door."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -7,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_set import Tiny
+from tiny_set import SETTINGS, Tiny
 
 from sscl import cli
-from sscl.cli.console import PLAIN_LINES, _plain_lines
+from sscl.cli.console import PLAIN_LINES, _plain_lines, following, say
 from sscl.core.config import Config
 from sscl.core.interrupt import Interrupted
 from sscl.methods import METHODS, method_class
@@ -148,7 +149,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(tiny: Tiny, tmp_path: Path,
     options = ["--set", "width=2", "--threads", "1", "--device", "cpu", "--iterations", "4"]
     code, out, err = run(capsys, "train", tiny.dataset, "-o", tmp_path / "run", *options)
     assert code == 0
-    assert out == f"{tmp_path / 'run'}: 4 iterations of sscl. Next: sscl predict {tmp_path / 'run'} SCANS -o MASKS\n"
+    assert out == f"{tmp_path / 'run'}: 4 iterations of sscl. Next: sscl predict {tmp_path / 'run'}\n"
     lines = err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["formal 2/4", "formal 3/4", "formal 4/4"]
     assert all(" left, " in line and "student/loss " in line for line in lines)
@@ -157,6 +158,43 @@ def test_results_go_to_stdout_and_progress_to_stderr(tiny: Tiny, tmp_path: Path,
     code, out, err = run(capsys, "predict", tmp_path / "run", tiny.scan("t1"), "-o", tmp_path / "out", "--threads", "1")
     assert (code, err) == (0, "1/1 t1\n")
     assert out == f"{tmp_path / 'out'}: 1 masks. Next: sscl evaluate {tmp_path / 'out'} REFERENCE_MASKS\n"
+
+
+def test_each_command_names_the_next_one_of_the_readme(
+    tiny: Tiny, tmp_path: Path, monkeypatch: Any, capsys: Streams
+) -> None:
+    """From a folder to a report, by the README's own names: what a command calls the next one is its next line."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    way, elsewhere = (
+        [line.split("#")[0].strip() for line in block.splitlines() if line.startswith("sscl ")]
+        for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[:2]
+    )
+    assert [line.split()[1] for line in way] == ["prepare", "train", "predict", "evaluate", "report"]
+    monkeypatch.chdir(tmp_path)
+    settings = [f"--set={key}={','.join(map(str, value))}" for key, value in SETTINGS.items()]
+    more = {
+        "prepare": ["--split", str(tiny.source / "split.json"), *settings],
+        "train": ["--iterations", "2", "--threads", "1", "--set", "width=2"],
+        "predict": ["--threads", "1"],
+    }
+
+    def told(line: str) -> str:
+        """What the command names as the next one."""
+        words = [str(tiny.source) if word == "SCANS" else word for word in line.split()[1:]]
+        kept = words[: words.index("--labelled")] if "--labelled" in words else words
+        code, out, err = run(capsys, *kept, *more.get(words[0], []))
+        assert code == 0, err
+        return out.rpartition("Next: ")[2].strip().replace(f"{tmp_path}/", "")
+
+    assert [told(line) for line in way[:-1]] == way[1:]
+    assert told(elsewhere[0]) == elsewhere[1]
+    labelled = "--split labelled"
+    assert told(f"sscl predict runs/sscl {labelled} -o known") == f"sscl evaluate known dataset {labelled}"
+
+
+def test_a_path_with_a_space_can_be_copied(capsys: Streams) -> None:
+    say(following("predict", Path("my runs/sscl")))
+    assert capsys.readouterr().out == "Next: sscl predict 'my runs/sscl'\n"
 
 
 def test_a_long_run_prints_about_twenty_lines(capsys: Streams) -> None:

@@ -14,12 +14,16 @@ from sscl.cli.console import (
     app,
     duration,
     err,
+    following,
     say,
     table,
     training_progress,
 )  # fmt: skip
 from sscl.core.config import parse_settings
 from sscl.core.errors import UserError
+
+NEW_SCANS = ("NEW_SCANS", "-o", "masks")
+"""What `predict` is told where there are no test cases."""
 
 
 @app.command
@@ -63,7 +67,8 @@ def prepare(
         unlabelled=number_or_range(unlabelled), development=development, test=test, images=images, labels=labels,
         settings=parse_settings(set_),
     )  # fmt: skip
-    say(f"{result.out}: {'already prepared' if result.skipped else 'prepared'}. Next: sscl train {result.out} -o RUN")
+    done = "already prepared" if result.skipped else "prepared"
+    say(f"{result.out}: {done}. {following('train', result.out, '--method', 'sscl', '-o', 'runs/sscl')}")
 
 
 @app.command
@@ -105,6 +110,7 @@ def train(
         set_: Any setting of the method: --set lam=1.0 --set optimiser.learning_rate=0.005.
     """
     from sscl.stages import train as stage
+    from sscl.stages.dataset import open_dataset
 
     if explain:
         if set_:
@@ -135,7 +141,8 @@ def train(
             seed=seed, device=device, precision=precision, threads=threads, workers=workers,
             checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, on_step=on_step,
         )  # fmt: skip
-    say(f"{out}: {recipe.iterations} iterations of {method}. Next: sscl predict {out} SCANS -o MASKS")
+    scans = () if open_dataset(dataset).split.test else NEW_SCANS
+    say(f"{out}: {recipe.iterations} iterations of {method}. {following('predict', out, *scans)}")
 
 
 @app.command
@@ -143,7 +150,7 @@ def export(run: Path, /, *, out: Out) -> None:
     """Write the finished model of a run: weights (safetensors) and model.json, all that `predict` needs elsewhere."""
     from sscl.stages.model import export as stage
 
-    say(f"{stage(run, out)}: exported. Next: sscl predict {out} SCANS -o MASKS")
+    say(f"{stage(run, out)}: exported. {following('predict', out, *NEW_SCANS)}")
 
 
 @app.command
@@ -185,6 +192,7 @@ def predict(
         largest_component: Keep only each class's largest connected part.
         batch: Windows a network call.
     """
+    from sscl.stages.dataset import is_dataset
     from sscl.stages.predict import default_inputs
     from sscl.stages.predict import predict as stage
 
@@ -195,7 +203,10 @@ def predict(
         largest_component=largest_component, batch=batch, device=device, precision=precision, threads=threads,
         on_case=lambda case, number, total: err.print(f"{number}/{total} {escape(case)}", highlight=False),
     )  # fmt: skip
-    say(f"{target}: {len(masks)} masks. Next: sscl evaluate {target} REFERENCE_MASKS")
+    reference: tuple[object, ...] = ("REFERENCE_MASKS",)
+    if len(sources) == 1 and is_dataset(sources[0]):
+        reference = (sources[0], *(() if split == "test" else ("--split", split)))
+    say(f"{target}: {len(masks)} masks. {following('evaluate', target, *reference)}")
 
 
 @app.command
@@ -219,13 +230,16 @@ def evaluate(
         tolerance_mm: Of the normalised surface distance.
         spacing_mm: Voxel size of mask files that hold none.
     """
+    from sscl.engine.run import RECIPE
     from sscl.metrics.table import summary_table
     from sscl.stages.evaluate import evaluate as stage
 
     result = stage(prediction, reference, out, split=split, tolerance_mm=tolerance_mm, spacing_mm=spacing_mm)
     table(summary_table(result.summary))
     say(result.definitions)
-    say(f"{result.out}: scores.csv, summary.csv")
+    run = prediction.parent
+    of_run = (run / RECIPE).is_file() and result.out == run / "predictions" / "scores"
+    say(f"{result.out}: scores.csv, summary.csv" + (f". {following('report', run)}" if of_run else ""))
 
 
 @app.command
