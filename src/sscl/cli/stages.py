@@ -150,7 +150,7 @@ def export(run: Path, /, *, out: Out) -> None:
     """Write the finished model of a run: weights (safetensors) and model.json, all that `predict` needs elsewhere."""
     from sscl.stages.model import export as stage
 
-    say(f"{stage(run, out)}: exported. {following('predict', out, *NEW_SCANS)}")
+    say(f"{stage(run, out)}: the model of {run}. {following('predict', out, *NEW_SCANS)}")
 
 
 @app.command
