@@ -359,10 +359,31 @@ def test_scans_to_predict_on(tmp_path: Path) -> None:
     assert list(scans_in(source / "imagesTr", 1)) == ["c0_0000", "c1_0000", "c2_0001"]
     folder = la_benchmark(tmp_path / "la", 2) / "2018LA_Seg_Training Set"
     assert list(scans_in(folder, 1)) == ["P00", "P01"]
-    assert list(scans_in(folder / "P01/mri_norm2.h5", 1)) == ["P01"]
+    whole = rf"is a whole data set.*{source / 'imagesTs'} or {source / 'imagesTr'}"
+    (source / "imagesTs").mkdir()
+    with pytest.raises(UserError, match=whole):
+        scans_in(source, 1)
     (tmp_path / "void").mkdir()
     with pytest.raises(UserError, match="no scan"):
         scans_in(tmp_path / "void", 1)
+
+
+def test_a_scan_in_its_patient_s_folder_is_called_as_prepare_calls_it(tmp_path: Path, monkeypatch: Any) -> None:
+    folder = la_benchmark(tmp_path / "la", 2) / "2018LA_Seg_Training Set"
+    file = folder / "P01/mri_norm2.h5"
+    assert scans_in(file, 1) == scans_in(folder / "P01", 1) == {"P01": (file,)}
+    monkeypatch.chdir(folder / "P01")
+    assert list(scans_in(Path("mri_norm2.h5"), 1)) == list(scans_in(Path(), 1)) == ["P01"]
+    (folder / "P02").mkdir()
+    (folder / "P02/mri_norm2.h5").symlink_to(file)
+    assert list(scans_in(folder / "P02/mri_norm2.h5", 1)) == ["P02"]
+    challenge = tmp_path / "challenge/P3"
+    challenge.mkdir(parents=True)
+    for name in ("lgemri.nrrd", "laendo.nrrd"):
+        (challenge / name).touch()
+    assert scans_in(challenge, 1) == {"P3": (challenge / "lgemri.nrrd",)}
+    (challenge / "other.nii.gz").touch()
+    assert list(scans_in(challenge, 1)) == ["laendo", "lgemri", "other"]  # whatever lies there: none is passed over
 
 
 # What dataset.json may say
