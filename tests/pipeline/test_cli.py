@@ -1,5 +1,6 @@
 """The command line: what is printed where, exit codes, messages without tracebacks; and the Python front door."""
 
+import logging
 import re
 import signal
 import subprocess
@@ -145,7 +146,10 @@ def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch: Any, capsys: 
 # What is printed
 
 
-def test_results_go_to_stdout_and_progress_to_stderr(tiny: Tiny, tmp_path: Path, capsys: Streams) -> None:
+def test_results_go_to_stdout_and_progress_to_stderr(
+    tiny: Tiny, tmp_path: Path, capsys: Streams, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sscl")
     options = ["--set", "width=2", "--threads", "1", "--device", "cpu", "--iterations", "4"]
     code, out, err = run(capsys, "train", tiny.dataset, "-o", tmp_path / "run", *options)
     assert code == 0
@@ -158,6 +162,9 @@ def test_results_go_to_stdout_and_progress_to_stderr(tiny: Tiny, tmp_path: Path,
     code, out, err = run(capsys, "predict", tmp_path / "run", tiny.scan("t1"), "-o", tmp_path / "out", "--threads", "1")
     assert (code, err) == (0, "1/1 t1\n")
     assert out == f"{tmp_path / 'out'}: 1 masks. Next: sscl evaluate {tmp_path / 'out'} REFERENCE_MASKS\n"
+    again = run(capsys, "predict", tmp_path / "run", tiny.scan("t1"), "-o", tmp_path / "out", "--threads", "1")
+    assert again == (0, out, "")
+    assert [line for line in caplog.messages if "t1" in line] == ["1/1 t1: done before"]
 
 
 def test_each_command_names_the_next_one_of_the_readme(
