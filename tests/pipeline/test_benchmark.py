@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from statistics import fmean
@@ -130,8 +131,20 @@ def test_a_suite_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("rows: 3")
     with pytest.raises(UserError, match="a list of rows"):
         find_suite(str(tmp_path / "mine.yaml"))
-    with pytest.raises(UserError, match="methd"):
-        suite(tmp_path, {"methd": "vnet", "masks": 8})
+    (tmp_path / "mine.yaml").write_text("title: mine\nrows: [")
+    with pytest.raises(UserError, match="is not YAML: line 2"):
+        find_suite(str(tmp_path / "mine.yaml"))
+    sound = {"method": "vnet", "masks": 8}
+    for row, words in (
+        ({"methd": "vnet", "masks": 8}, "'methd' is unknown. Did you mean 'method'"),
+        ({"method": "vnte", "masks": 8}, "method 'vnte' is unknown. Did you mean 'vnet'"),
+        ({"masks": 8}, "'method' is missing. Needed: method, masks"),
+        ({"method": "vnet", "masks": "many"}, "masks = 'many': expected a whole number or 'all'"),
+        ({"method": "vnet", "masks": [8, 0]}, "masks = 0: expected more than 0 or 'all'"),
+        ({**sound, "settings": 3}, "settings = 3: expected names with values."),
+    ):
+        with pytest.raises(UserError, match=f"suite.yaml, row 2: .*{re.escape(words)}"):
+            suite(tmp_path, sound, row)
 
 
 def test_the_estimate_counts_the_network_s_operations() -> None:

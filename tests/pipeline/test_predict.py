@@ -303,7 +303,7 @@ def test_inputs_that_cannot_be_told_apart_or_would_be_overwritten(trained: Path,
     refused("--split 'tset' is unknown. Did you mean 'test'", trained, [tiny.dataset], tmp_path / "out", split="tset")
     refused("list 'development' is empty", trained, [tiny.dataset], tmp_path / "out", split="development")
     refused("stride.* longer than the window", trained, [one], tmp_path / "out", stride=(17, 8, 8))
-    refused("stride.0 = 0", trained, [one], tmp_path / "out", stride=(0, 8, 8))
+    refused(r"stride = \(0, 8, 8\): expected more than 0", trained, [one], tmp_path / "out", stride=(0, 8, 8))
     refused("--batch 0", trained, [one], tmp_path / "out", batch=0)
     assert not (tmp_path / "out").exists()
     assert [path.name for path in scans.iterdir()] == ["a.nii.gz"]
