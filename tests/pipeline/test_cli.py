@@ -87,6 +87,8 @@ def test_both_ways_to_start(start: list[str], tmp_path: Path) -> None:
         (["train", "DATASET", "-o", "run", "--iterations", "many"], ["--iterations", "many"]),
         (["train", "DATASET", "-o", "run", "--precision", "bf61"], ["--precision", "bf16"]),
         (["train", "DATASET"], ["train needs -o RUN"]),
+        (["prepare", "SOURCE"], ["prepare needs -o DATASET, the data set to make", " -o DATASET."]),
+        (["export", "RUN"], ["export needs -o MODEL, the folder to make", " -o MODEL."]),
         (["train"], ["train needs a data set", "sscl prepare"]),
         (["prepare", "SOURCE", "-o", "out", "--preset", "la_quick"], ["'la_quick'", "Did you mean 'la-quick'"]),
         (["prepare", "void", "-o", "out"], ["void"]),

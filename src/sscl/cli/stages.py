@@ -31,7 +31,7 @@ def prepare(
     source: Path,
     /,
     *,
-    out: Out,
+    out: Out | None = None,
     preset: str | None = None,
     split: Path | None = None,
     labelled: str | None = None,
@@ -62,6 +62,8 @@ def prepare(
     """
     from sscl.stages.prepare import prepare as run
 
+    if out is None:
+        raise UserError(f"prepare needs -o DATASET, the data set to make: sscl prepare {source} -o DATASET.")
     result = run(
         source, out, preset=preset, split_file=split, labelled=number_or_range(labelled),
         unlabelled=number_or_range(unlabelled), development=development, test=test, images=images, labels=labels,
@@ -146,10 +148,12 @@ def train(
 
 
 @app.command
-def export(run: Path, /, *, out: Out) -> None:
+def export(run: Path, /, *, out: Out | None = None) -> None:
     """Write the finished model of a run: weights (safetensors) and model.json, all that `predict` needs elsewhere."""
     from sscl.stages.model import export as stage
 
+    if out is None:
+        raise UserError(f"export needs -o MODEL, the folder to make: sscl export {run} -o MODEL.")
     say(f"{stage(run, out)}: the model of {run}. {following('predict', out, *NEW_SCANS)}")
 
 
