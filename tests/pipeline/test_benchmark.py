@@ -161,6 +161,10 @@ def test_hours_without_data(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "an estimate, not run" in out
     assert len(out.splitlines()) == 2 + len(SUITES["table4"].rows)
+    assert cli.main(["benchmark", "table4", "--preset", "la-quick"]) == 0
+    assert capsys.readouterr().out != out
+    assert cli.main(["benchmark", "table4", "--preset", "la-quik"]) == 2
+    assert "Did you mean 'la-quick'" in capsys.readouterr().err
     assert cli.main(["benchmark", "table4", "somewhere"]) == 2
     assert "needs -o OUT" in capsys.readouterr().err
 

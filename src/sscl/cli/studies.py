@@ -76,8 +76,7 @@ def benchmark(
 
     chosen = find_suite(suite)
     if source is None:
-        _say_hours(chosen)
-        return
+        return _say_hours(chosen, preset)
     if out is None:
         raise UserError("benchmark needs -o OUT, the folder for data sets, runs and records.")
     cases = study.Cases(pool, development, test)
@@ -143,14 +142,14 @@ def figures(*runs: Path, out: Out = Path("figures"), case: tuple[str, ...] = ())
         say(str(path))
 
 
-def _say_hours(suite: "Suite") -> None:
+def _say_hours(suite: "Suite", preset: str | None) -> None:
     from sscl.studies.benchmark import FLOP_PER_SECOND, outline
 
-    rows = outline(suite)
-    lines = [[row.name or row.slug, str(row.masks), f"{hours:.1f}"] for row, hours in rows]
+    rows = outline(suite, preset)
+    lines = [[row.name or row.slug, str(row.masks), f"{hours:.3g}"] for row, hours in rows]
     table([["row", "masks", "GPU hours a seed"], *lines])
     say(
-        f"{sum(hours for _, hours in rows):.0f} hours on one GPU a seed: an estimate, not run: counted operations at "
+        f"{sum(hours for _, hours in rows):.3g} hours on one GPU a seed: an estimate, not run: counted operations at "
         f"{FLOP_PER_SECOND / 1e12:g} TFLOP/s, times each method's cost. `sscl benchmark SUITE SCANS -o OUT` runs it."
     )
 
