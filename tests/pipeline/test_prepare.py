@@ -96,6 +96,7 @@ def test_nnunet_folder_scans_without_masks_are_unlabelled(tmp_path: Path, caplog
     with caplog.at_level(logging.INFO, "sscl"):
         result = prepare(source, out)
     assert "4 labelled, 2 unlabelled (no mask needed), 0 development, 0 test, 0 unused" in caplog.text
+    assert "labelled: c0, c1, c2, c3" in caplog.messages
     assert lists(out) == {
         "labelled": ["c0", "c1", "c2", "c3"],
         "unlabelled": ["c4", "c5"],
@@ -343,6 +344,15 @@ def test_la_challenge_255_is_the_atrium(tmp_path: Path) -> None:
     prepare(source, tmp_path / "one", labelled=1)
     assert lists(tmp_path / "one")["unlabelled"] == ["P1", "P2"]
     refused("missing for 'P1'.*labelled", source, labelled=2)
+
+
+def test_the_labelled_cases_are_named_in_the_order_of_the_list(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sscl")
+    monkeypatch.setattr("sscl.stages.assign.NAMED", 2)
+    prepare(la_benchmark(tmp_path / "src", 5, order=[3, 1, 4, 0]), tmp_path / "out", preset="la", labelled=3)
+    assert "labelled: P03, P01, ... (3, see split.json)" in caplog.messages
 
 
 def test_unknown_folder_names_what_is_known(tmp_path: Path) -> None:

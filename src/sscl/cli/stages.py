@@ -52,7 +52,8 @@ def prepare(
         out: The data set to make.
         preset: la, la-quick, pancreas, kits19, ... (docs/data.md). Without one, the labelled scans make the plan.
         split: JSON file with the lists labelled, unlabelled, development, test; or nnU-Net's splits_final.json.
-        labelled: How many cases to train on with their masks, or which: 8, first:8, 1:8.
+        labelled: How many cases to train on with their masks, the first by name or of the source's or preset's list: 8;
+            or which: first:8, 1:8.
         unlabelled: How many or which to train on without; imagesTs for that folder.
         development: Which to choose settings on: last:20, 51:60.
         test: Which to hold out for the final figures.
