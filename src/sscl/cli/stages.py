@@ -103,7 +103,8 @@ def train(
         method: See `sscl methods`.
         iterations: Length of the run, all phases together; the preset's, else 34000.
         minutes: Instead: time some steps and choose the number of iterations.
-        schedule: shared: the preset's budget; literature: optimiser, iterations and ramps of the method's own paper.
+        schedule: shared: the preset's budget; literature: optimiser, iterations and ramps of the method's own paper,
+            steps of the learning rate and ramps scaled to --iterations.
         seed: Of initial weights, crops and noise.
         workers: Loader processes; the batches are the same.
         checkpoint_minutes: How often to save.

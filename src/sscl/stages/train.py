@@ -167,7 +167,7 @@ def _recipe(
         cost = _cost(data, recipe, place)
         count = cost.fits(minutes)
         log.info("%.2f s an iteration: %d iterations in %g minutes", cost.seconds_per_iteration, count, minutes)
-        recipe = recipe.model_copy(update={"iterations": count})
+        recipe = resolve(data, method, settings, count, seed, place, precision, threads, schedule)
     return recipe
 
 
