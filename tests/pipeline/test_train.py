@@ -595,7 +595,7 @@ def test_long_steps_are_timed_for_some_seconds_only(
     assert done == [steps, steps]
     assert cost.seconds_per_iteration == pytest.approx(4.0)
     assert [line for line in caplog.messages if line.startswith("timing phase")] == [
-        f"timing phase {name}: 10 steps, or fewer if 10 s are over" for name in ("pretrain", "formal")
+        f"timing phase {name}: at most 11 steps, 2 where one takes long" for name in ("pretrain", "formal")
     ]
 
 

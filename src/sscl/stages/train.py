@@ -334,7 +334,7 @@ def _cost(data: Dataset, recipe: Recipe, place: torch.device) -> Cost:
     seconds = 0.0
     most = max(2, TIMED_STEPS // len(trainer.spans))
     for span in trainer.spans:
-        log.info("timing phase %s: %d steps, or fewer if %g s are over", span.phase.name, most, TIMED_SECONDS)
+        log.info("timing phase %s: at most %d steps, 2 where one takes long", span.phase.name, most + 1)
         ends = [time.perf_counter()]
         while len(ends) <= 2 or (len(ends) <= most + 1 and ends[-1] - ends[0] < TIMED_SECONDS):
             trainer.iteration = span.start

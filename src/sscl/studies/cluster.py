@@ -1,7 +1,8 @@
 """Runs of a benchmark as jobs of a SLURM cluster, through submitit.
 
 Tested on one node with SLURM 22.05.8 of Debian 12 and submitit 1.5.4: submitting, cancelling, requeueing, the time
-limit, going on, and jobs that fail. Not tested: several nodes, GPUs, preemption by other users' jobs.
+limit, going on, and jobs that fail. Not tested: several nodes, GPUs, preemption by other users' jobs; of `--slurm-set`
+the script that sbatch gets, no more.
 """
 
 import shutil
