@@ -299,7 +299,7 @@ def runs(tiny, trained, train_tiny, tmp_path_factory):
     """Two methods, one of them with two seeds, whose predictions are references with known mistakes."""
     folder = tmp_path_factory.mktemp("figure_runs")
     paths = {
-        "sscl_0": trained,
+        "sscl_0": shutil.copytree(trained, folder / "sscl_0"),
         "sscl_1": train_tiny(folder / "sscl_1", seed=1),
         "vnet_0": train_tiny(folder / "vnet_0", method="vnet"),
     }
