@@ -41,6 +41,8 @@ class Average:
     second: str | None = None
     """Another student: the teacher follows share student + (1 - share) second."""
     share: float = 1.0
+    trains: bool = True
+    """Whether it teaches in train mode: dropout, statistics of each batch. Never so with the setting `teacher_eval`."""
     steps: int = 1
     """It moves after each of so many optimiser steps of an iteration, by one alpha; they are the last ones."""
 
@@ -246,8 +248,7 @@ def check_teachers(cls: Cls, config: Any, averages: tuple[Average, ...] | None =
     """Whoever is no player moves by its rule only, worked out again in double precision; or stands still."""
     trainer = trainer_of(cls, config, two_steps_a_phase(cls, config))
     method, last = trainer.method, trainer.spans[-1]
-    if averages is None:
-        averages = (Average(),) if getattr(method, "teacher", None) is not None else ()
+    averages = _averages(method, averages)
     taught = {f"{a.teacher}.{name}" for a in averages for name, _ in method.get_submodule(a.teacher).named_parameters()}
     played = {id(weight) for player in method.players().values() for weight in player.parameters()}
     names = {id(weight): name for name, weight in method.named_parameters()}
@@ -270,6 +271,42 @@ def check_teachers(cls: Cls, config: Any, averages: tuple[Average, ...] | None =
                         expected = alpha * expected + (1 - alpha) * average.followed(state, name)
                 # float32 rounds to 6e-8; an optimiser's step is far larger
                 torch.testing.assert_close(after[teacher].double(), expected, rtol=2e-7, atol=1e-9, msg=teacher)
+
+
+def _averages(method: Method, averages: tuple[Average, ...] | None) -> tuple[Average, ...]:
+    """Those that are given; else a `teacher` that follows a `student`, where there is one."""
+    if averages is None:
+        return (Average(),) if getattr(method, "teacher", None) is not None else ()
+    return averages
+
+
+def check_teaching(cls: Cls, config: Any, averages: tuple[Average, ...] | None = None) -> None:
+    """Teachers are in the mode that is declared whenever one of their parts works, and leave no dropout out. In the
+    other one nothing fails: targets lose their noise, or come with statistics that nobody gathered.
+    """
+    trainer = trainer_of(cls, config, two_steps_a_phase(cls, config))
+    averages = _averages(trainer.method, averages)
+    if not averages:
+        return
+    modes = {average.teacher: _modes(trainer.method.get_submodule(average.teacher)) for average in averages}
+    advance(trainer, trainer.iterations)
+    for average in averages:
+        seen, trains = modes[average.teacher], average.trains and not getattr(config, "teacher_eval", False)
+        wrong = sorted(part for part, found in seen.items() if found - {trains})
+        assert not wrong, f"{average.teacher} is to be in {'train' if trains else 'eval'} mode, but: {wrong[:3]}"
+        parts = trainer.method.get_submodule(average.teacher).named_modules()
+        dropouts = [name for name, part in parts if isinstance(part, nn.modules.dropout._DropoutNd)]
+        assert any(seen.values()), f"{average.teacher} does not teach"
+        assert all(seen[name] for name in dropouts), f"{average.teacher} leaves out some of {dropouts}"
+
+
+def _modes(network: nn.Module) -> dict[str, set[bool]]:
+    """Filled while the network works: for each part the modes it was in, True for train."""
+    modes: dict[str, set[bool]] = {}
+    for name, part in network.named_modules():
+        seen = modes[name] = set()
+        part.register_forward_pre_hook(lambda part, _, seen=seen: seen.add(part.training))
+    return modes
 
 
 def check_predict(cls: Cls, config: Any) -> None:

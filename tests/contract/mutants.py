@@ -123,6 +123,30 @@ class TeacherNotStarted(SSCL):
         pass
 
 
+class TeacherRests(MeanTeacher):
+    """The teacher is put into eval mode, where its targets have no dropout and statistics that it never gathered."""
+
+    def step(self, batch: Batch, clock: Clock) -> Iterator[Objective]:
+        self.teacher.eval()
+        return super().step(batch, clock)
+
+
+class TeacherDoesNotRest(SSCL):
+    """`teacher_eval` is read, and then the engine's train mode is left as it is."""
+
+    def _teach(self, x_u: Tensor, f_u: Tensor | None) -> Tensor:
+        assert self.teacher is not None
+        return self.teacher(x_u, f_u).softmax(1)
+
+
+class TeacherWithoutDropout(UAMT):
+    """In train mode, but its passes go round the dropout by which they were to differ."""
+
+    def _teach(self, x_u: Tensor) -> Tensor:
+        decoder = self.teacher.decoder
+        return decoder.head(decoder.pyramid(self.teacher.encoder(x_u))[-1]).softmax(1)
+
+
 class StateOutsideBuffers(MeanTeacher):
     """A number that a checkpoint does not see."""
 

@@ -51,6 +51,12 @@ def test_teachers_move_only_by_their_rule(name: str, settings: dict[str, Any]) -
     checks.check_teachers(cls, configured(cls, **{**notes(name).short, **settings}), notes(name).averages)
 
 
+@pytest.mark.parametrize(("name", "settings"), [*ALL, pytest.param("sscl", {"teacher_eval": True}, id="sscl-eval")])
+def test_teachers_teach_in_the_mode_that_is_declared(name: str, settings: dict[str, Any]) -> None:
+    cls = method_class(name)
+    checks.check_teaching(cls, configured(cls, **{**notes(name).short, **settings}), notes(name).averages)
+
+
 @pytest.mark.parametrize(("name", "settings"), DEFAULT)
 def test_predict_is_a_distribution(name: str, settings: dict[str, Any]) -> None:
     cls = method_class(name)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from statistics import fmean
@@ -131,8 +132,20 @@ def test_a_suite_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("rows: 3")
     with pytest.raises(UserError, match="a list of rows"):
         find_suite(str(tmp_path / "mine.yaml"))
-    with pytest.raises(UserError, match="methd"):
-        suite(tmp_path, {"methd": "vnet", "masks": 8})
+    (tmp_path / "mine.yaml").write_text("title: mine\nrows: [")
+    with pytest.raises(UserError, match="is not YAML: line 2"):
+        find_suite(str(tmp_path / "mine.yaml"))
+    sound = {"method": "vnet", "masks": 8}
+    for row, words in (
+        ({"methd": "vnet", "masks": 8}, "'methd' is unknown. Did you mean 'method'"),
+        ({"method": "vnte", "masks": 8}, "method 'vnte' is unknown. Did you mean 'vnet'"),
+        ({"masks": 8}, "'method' is missing. Needed: method, masks"),
+        ({"method": "vnet", "masks": "many"}, "masks = 'many': expected a whole number or 'all'"),
+        ({"method": "vnet", "masks": [8, 0]}, "masks = 0: expected more than 0 or 'all'"),
+        ({**sound, "settings": 3}, "settings = 3: expected names with values."),
+    ):
+        with pytest.raises(UserError, match=f"suite.yaml, row 2: .*{re.escape(words)}"):
+            suite(tmp_path, sound, row)
 
 
 def test_the_estimate_counts_the_network_s_operations() -> None:
@@ -149,6 +162,10 @@ def test_hours_without_data(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "an estimate, not run" in out
     assert len(out.splitlines()) == 2 + len(SUITES["table4"].rows)
+    assert cli.main(["benchmark", "table4", "--preset", "la-quick"]) == 0
+    assert capsys.readouterr().out != out
+    assert cli.main(["benchmark", "table4", "--preset", "la-quik"]) == 2
+    assert "Did you mean 'la-quick'" in capsys.readouterr().err
     assert cli.main(["benchmark", "table4", "somewhere"]) == 2
     assert "needs -o OUT" in capsys.readouterr().err
 

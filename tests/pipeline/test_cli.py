@@ -1,5 +1,7 @@
 """The command line: what is printed where, exit codes, messages without tracebacks; and the Python front door."""
 
+import logging
+import re
 import signal
 import subprocess
 import sys
@@ -7,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_set import Tiny
+from tiny_set import SETTINGS, Tiny
 
 from sscl import cli
-from sscl.cli.console import PLAIN_LINES, _plain_lines
+from sscl.cli.console import PLAIN_LINES, _plain_lines, following, say
 from sscl.core.config import Config
 from sscl.core.interrupt import Interrupted
 from sscl.methods import METHODS, method_class
@@ -85,6 +87,8 @@ def test_both_ways_to_start(start: list[str], tmp_path: Path) -> None:
         (["train", "DATASET", "-o", "run", "--iterations", "many"], ["--iterations", "many"]),
         (["train", "DATASET", "-o", "run", "--precision", "bf61"], ["--precision", "bf16"]),
         (["train", "DATASET"], ["train needs -o RUN"]),
+        (["prepare", "SOURCE"], ["prepare needs -o DATASET, the data set to make", " -o DATASET."]),
+        (["export", "RUN"], ["export needs -o MODEL, the folder to make", " -o MODEL."]),
         (["train"], ["train needs a data set", "sscl prepare"]),
         (["prepare", "SOURCE", "-o", "out", "--preset", "la_quick"], ["'la_quick'", "Did you mean 'la-quick'"]),
         (["prepare", "void", "-o", "out"], ["void"]),
@@ -144,11 +148,14 @@ def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch: Any, capsys: 
 # What is printed
 
 
-def test_results_go_to_stdout_and_progress_to_stderr(tiny: Tiny, tmp_path: Path, capsys: Streams) -> None:
+def test_results_go_to_stdout_and_progress_to_stderr(
+    tiny: Tiny, tmp_path: Path, capsys: Streams, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sscl")
     options = ["--set", "width=2", "--threads", "1", "--device", "cpu", "--iterations", "4"]
     code, out, err = run(capsys, "train", tiny.dataset, "-o", tmp_path / "run", *options)
     assert code == 0
-    assert out == f"{tmp_path / 'run'}: 4 iterations of sscl. Next: sscl predict {tmp_path / 'run'} SCANS -o MASKS\n"
+    assert out == f"{tmp_path / 'run'}: 4 iterations of sscl. Next: sscl predict {tmp_path / 'run'}\n"
     lines = err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["formal 2/4", "formal 3/4", "formal 4/4"]
     assert all(" left, " in line and "student/loss " in line for line in lines)
@@ -157,6 +164,46 @@ def test_results_go_to_stdout_and_progress_to_stderr(tiny: Tiny, tmp_path: Path,
     code, out, err = run(capsys, "predict", tmp_path / "run", tiny.scan("t1"), "-o", tmp_path / "out", "--threads", "1")
     assert (code, err) == (0, "1/1 t1\n")
     assert out == f"{tmp_path / 'out'}: 1 masks. Next: sscl evaluate {tmp_path / 'out'} REFERENCE_MASKS\n"
+    again = run(capsys, "predict", tmp_path / "run", tiny.scan("t1"), "-o", tmp_path / "out", "--threads", "1")
+    assert again == (0, out, "")
+    assert [line for line in caplog.messages if "t1" in line] == ["1/1 t1: done before"]
+
+
+def test_each_command_names_the_next_one_of_the_readme(
+    tiny: Tiny, tmp_path: Path, monkeypatch: Any, capsys: Streams
+) -> None:
+    """From a folder to a report, by the README's own names: what a command calls the next one is its next line."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    way, elsewhere = (
+        [line.split("#")[0].strip() for line in block.splitlines() if line.startswith("sscl ")]
+        for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[:2]
+    )
+    assert [line.split()[1] for line in way] == ["prepare", "train", "predict", "evaluate", "report"]
+    monkeypatch.chdir(tmp_path)
+    settings = [f"--set={key}={','.join(map(str, value))}" for key, value in SETTINGS.items()]
+    more = {
+        "prepare": ["--split", str(tiny.source / "split.json"), *settings],
+        "train": ["--iterations", "2", "--threads", "1", "--set", "width=2"],
+        "predict": ["--threads", "1"],
+    }
+
+    def told(line: str) -> str:
+        """What the command names as the next one."""
+        words = [str(tiny.source) if word == "SCANS" else word for word in line.split()[1:]]
+        kept = words[: words.index("--labelled")] if "--labelled" in words else words
+        code, out, err = run(capsys, *kept, *more.get(words[0], []))
+        assert code == 0, err
+        return out.rpartition("Next: ")[2].strip().replace(f"{tmp_path}/", "")
+
+    assert [told(line) for line in way[:-1]] == way[1:]
+    assert told(elsewhere[0]) == elsewhere[1]
+    labelled = "--split labelled"
+    assert told(f"sscl predict runs/sscl {labelled} -o known") == f"sscl evaluate known dataset {labelled}"
+
+
+def test_a_path_with_a_space_can_be_copied(capsys: Streams) -> None:
+    say(following("predict", Path("my runs/sscl")))
+    assert capsys.readouterr().out == "Next: sscl predict 'my runs/sscl'\n"
 
 
 def test_a_long_run_prints_about_twenty_lines(capsys: Streams) -> None:

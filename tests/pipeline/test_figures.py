@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from matplotlib.image import imread
 from tiny_set import TEST
 
@@ -14,6 +15,7 @@ from sscl.core.errors import UserError
 from sscl.metrics.border import BorderCounts, border_counts, near_border
 from sscl.report import paper_figures, statistics
 from sscl.report.border import CaseRow, Rate, RateRow, border_csv, border_table, rate_rows
+from sscl.report.layout import markdown
 from sscl.report.surface_view import surface_view
 from sscl.stages.evaluate import evaluate
 from sscl.stages.figures import figures
@@ -125,16 +127,19 @@ def test_a_case_without_a_border_is_left_out_of_that_rate_only():
     assert ours.near.mean == pytest.approx(0.20)
     assert ours.near.difference.num_cases == 1
     assert ours.elsewhere.mean == pytest.approx((5 / 1000 + 50 / 1100) / 2)
-    assert "near the border are of 1 of 2 cases" in border_table(rate_rows(rows))
+    assert "near the border are of 1 of 2 cases" in markdown(border_table(rate_rows(rows)))
 
 
 def test_table_in_percent_and_names_as_text():
     rows = case_rows(**{"vnet": [[30, 10]], "<b>|x": [[20, 0]]})
-    table = border_table(rate_rows(rows)).splitlines()
-    assert len({line.count("|") for line in table[:4]}) == 1
-    assert table[3].startswith("| &lt;b&gt;&#124;x | 1 | 2 | 10.00 | -10.00 (-10.00 to -10.00) | 0.5000 |")
-    assert "With one seed" in "".join(table)
-    assert "With one seed" not in border_table(rate_rows(case_rows(vnet=[[30, 10]] * 2)))
+    table = border_table(rate_rows(rows), ["a note"])
+    assert table.rows[0] == ["vnet", "1", "2", "20.00", "baseline", "0.5000", "baseline", "80.0"]
+    assert table.rows[1][:6] == ["<b>|x", "1", "2", "10.00", "-10.00 (-10.00 to -10.00)", "0.5000"]
+    page = MarkdownIt("commonmark").enable("table").render(markdown(table))
+    assert "<td>&lt;b&gt;|x</td>" in page
+    assert "With one seed" in page
+    assert "<p>a note</p>" in page
+    assert "With one seed" not in markdown(border_table(rate_rows(case_rows(vnet=[[30, 10]] * 2))))
     assert border_csv(rows).splitlines()[1] == "vnet-0,vnet,0,a,30,100,5,1000"
 
 
@@ -294,7 +299,7 @@ def runs(tiny, trained, train_tiny, tmp_path_factory):
     """Two methods, one of them with two seeds, whose predictions are references with known mistakes."""
     folder = tmp_path_factory.mktemp("figure_runs")
     paths = {
-        "sscl_0": trained,
+        "sscl_0": shutil.copytree(trained, folder / "sscl_0"),
         "sscl_1": train_tiny(folder / "sscl_1", seed=1),
         "vnet_0": train_tiny(folder / "vnet_0", method="vnet"),
     }

@@ -1,6 +1,7 @@
 """`predict` and `export`: masks on the scan's own grid, from a run or an exported model, and what is refused."""
 
 import json
+import logging
 import os
 import pickletools
 import shutil
@@ -302,7 +303,7 @@ def test_inputs_that_cannot_be_told_apart_or_would_be_overwritten(trained: Path,
     refused("--split 'tset' is unknown. Did you mean 'test'", trained, [tiny.dataset], tmp_path / "out", split="tset")
     refused("list 'development' is empty", trained, [tiny.dataset], tmp_path / "out", split="development")
     refused("stride.* longer than the window", trained, [one], tmp_path / "out", stride=(17, 8, 8))
-    refused("stride.0 = 0", trained, [one], tmp_path / "out", stride=(0, 8, 8))
+    refused(r"stride = \(0, 8, 8\): expected more than 0", trained, [one], tmp_path / "out", stride=(0, 8, 8))
     refused("--batch 0", trained, [one], tmp_path / "out", batch=0)
     assert not (tmp_path / "out").exists()
     assert [path.name for path in scans.iterdir()] == ["a.nii.gz"]
@@ -400,6 +401,33 @@ def test_damaged_or_foreign_models_are_refused(exported: Path, train_tiny: Train
     check("neither a run nor a model", tmp_path)
 
 
+def test_a_model_is_not_written_over(
+    trained: Path, train_tiny: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once more is no mistake and writes nothing; another model, one that is damaged or half copied stays as it is."""
+    caplog.set_level(logging.INFO, "sscl")
+    model = export(trained, tmp_path / "model")
+    assert caplog.messages == []
+    written = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in model.iterdir()}
+    assert export(trained, model) == model
+    assert caplog.messages == [f"{model}: holds this model already"]
+    other = train_tiny(tmp_path / "other", seed=1, method="vnet", iterations=2)
+
+    def refused(run: Path) -> None:
+        before = {path: path.read_bytes() for path in model.iterdir()}
+        with pytest.raises(UserError, match=r"holds another model, or a part of one\. Give another -o, or delete it"):
+            export(run, model)
+        assert {path: path.read_bytes() for path in model.iterdir()} == before
+
+    refused(other)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in model.iterdir()} == written
+    weights = model / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused(trained)
+    weights.unlink()
+    refused(trained)
+
+
 def test_what_cannot_be_exported(trained: Path, tiny: Tiny, train_tiny: Train, tmp_path: Path) -> None:
     def check(words: str, run: Path, out: Path) -> None:
         with pytest.raises(UserError, match=words):
@@ -413,6 +441,7 @@ def test_what_cannot_be_exported(trained: Path, tiny: Tiny, train_tiny: Train, t
     check("no complete checkpoint yet", empty, tmp_path / "model")
     assert not (tmp_path / "model").exists()
     check("is not a model folder", trained, trained)
+    check("is not a model folder", trained, trained / "recipe.yaml")
     with pytest.raises(UserError, match="is a run"):
         info(trained)
 

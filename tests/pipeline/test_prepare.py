@@ -96,6 +96,7 @@ def test_nnunet_folder_scans_without_masks_are_unlabelled(tmp_path: Path, caplog
     with caplog.at_level(logging.INFO, "sscl"):
         result = prepare(source, out)
     assert "4 labelled, 2 unlabelled (no mask needed), 0 development, 0 test, 0 unused" in caplog.text
+    assert "labelled: c0, c1, c2, c3" in caplog.messages
     assert lists(out) == {
         "labelled": ["c0", "c1", "c2", "c3"],
         "unlabelled": ["c4", "c5"],
@@ -345,6 +346,15 @@ def test_la_challenge_255_is_the_atrium(tmp_path: Path) -> None:
     refused("missing for 'P1'.*labelled", source, labelled=2)
 
 
+def test_the_labelled_cases_are_named_in_the_order_of_the_list(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sscl")
+    monkeypatch.setattr("sscl.stages.assign.NAMED", 2)
+    prepare(la_benchmark(tmp_path / "src", 5, order=[3, 1, 4, 0]), tmp_path / "out", preset="la", labelled=3)
+    assert "labelled: P03, P01, ... (3, see split.json)" in caplog.messages
+
+
 def test_unknown_folder_names_what_is_known(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     refused("no known layout.*imagesTr.*mri_norm2.h5.*--images", tmp_path / "src")
@@ -359,10 +369,31 @@ def test_scans_to_predict_on(tmp_path: Path) -> None:
     assert list(scans_in(source / "imagesTr", 1)) == ["c0_0000", "c1_0000", "c2_0001"]
     folder = la_benchmark(tmp_path / "la", 2) / "2018LA_Seg_Training Set"
     assert list(scans_in(folder, 1)) == ["P00", "P01"]
-    assert list(scans_in(folder / "P01/mri_norm2.h5", 1)) == ["P01"]
+    whole = rf"is a whole data set.*{source / 'imagesTs'} or {source / 'imagesTr'}"
+    (source / "imagesTs").mkdir()
+    with pytest.raises(UserError, match=whole):
+        scans_in(source, 1)
     (tmp_path / "void").mkdir()
     with pytest.raises(UserError, match="no scan"):
         scans_in(tmp_path / "void", 1)
+
+
+def test_a_scan_in_its_patient_s_folder_is_called_as_prepare_calls_it(tmp_path: Path, monkeypatch: Any) -> None:
+    folder = la_benchmark(tmp_path / "la", 2) / "2018LA_Seg_Training Set"
+    file = folder / "P01/mri_norm2.h5"
+    assert scans_in(file, 1) == scans_in(folder / "P01", 1) == {"P01": (file,)}
+    monkeypatch.chdir(folder / "P01")
+    assert list(scans_in(Path("mri_norm2.h5"), 1)) == list(scans_in(Path(), 1)) == ["P01"]
+    (folder / "P02").mkdir()
+    (folder / "P02/mri_norm2.h5").symlink_to(file)
+    assert list(scans_in(folder / "P02/mri_norm2.h5", 1)) == ["P02"]
+    challenge = tmp_path / "challenge/P3"
+    challenge.mkdir(parents=True)
+    for name in ("lgemri.nrrd", "laendo.nrrd"):
+        (challenge / name).touch()
+    assert scans_in(challenge, 1) == {"P3": (challenge / "lgemri.nrrd",)}
+    (challenge / "other.nii.gz").touch()
+    assert list(scans_in(challenge, 1)) == ["laendo", "lgemri", "other"]  # whatever lies there: none is passed over
 
 
 # What dataset.json may say

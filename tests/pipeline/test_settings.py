@@ -49,6 +49,49 @@ def test_unknown_settings_are_found_where_there_may_be_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("sscl", {"lam": "abc"}, "lam = 'abc': expected a number; the default is 0.5."),
+        ("sscl", {"lam": -1}, "lam = -1: expected 0 or more; the default is 0.5."),
+        ("sscl", {"lam": float("inf")}, "lam = inf: expected a finite number; the default is 0.5."),
+        ("sscl", {"dropout": 1.5}, "dropout = 1.5: expected less than 1; the default is 0.5."),
+        ("sscl", {"width": 1.5}, "width = 1.5: expected a whole number; the default is 16."),
+        ("sscl", {"spectral": "maybe"}, "spectral = 'maybe': expected true or false; the default is true."),
+        ("sscl", {"head_dropout": "x"}, "head_dropout = 'x': expected a number."),
+        (
+            "sscl",
+            {"optimiser": {"kind": "sdg"}},
+            "optimiser.kind = 'sdg': expected 'sgd', 'adam' or 'adamw'; the default is sgd.",
+        ),
+        (
+            "sscl",
+            {"optimiser": {"schedule": "poly"}},
+            "optimiser.schedule = 'poly': expected its settings one by one: kind, power, every.",
+        ),
+        ("bcp", {"batch": 4}, "batch = 4: expected values with commas between them; the default is 2,2."),
+        ("bcp", {"batch": (4,)}, "batch = (4,): expected one value more; the default is 2,2."),
+        ("bcp", {"batch": [4, 4, 4]}, "batch = (4, 4, 4): expected at most 2 values; the default is 2,2."),
+        (
+            "bcp",
+            {"batch": (3, 4)},
+            "batch = (3, 4): expected an even number of labelled crops, and as many unlabelled ones; "
+            "the default is 2,2.",
+        ),
+        ("bcp", {"batch": (4, "a")}, "batch = (4, 'a'): expected a whole number; the default is 2,2."),
+    ],
+)
+def test_a_wrong_value_is_said_in_our_words(method: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        method_class(method).Config.read(values, "test")
+    assert str(error.value) == f"test: {message}"
+
+
+def test_what_is_missing_is_named_with_all_that_is_needed() -> None:
+    with pytest.raises(UserError, match=r"^test: 'batch' is missing\. Needed: name, share, batch\.$"):
+        Phase.read({"name": "a", "share": 1.0}, "test")
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"spacing_mm": "abc"},

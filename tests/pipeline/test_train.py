@@ -12,20 +12,24 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 import torch
 from tiny_set import GARBAGE, LABELLED, UNLABELLED, Tiny, assert_equal_weights, make_source, prepared, weights
 
+from sscl.core.batch import Clock
 from sscl.core.errors import UserError
 from sscl.core.interrupt import Interrupted
+from sscl.core.method import Schedule
 from sscl.engine import checkpoint
 from sscl.engine.run import cut_metrics, only_writer, read_recipe, write_recipe
 from sscl.engine.train import Log, Trainer
+from sscl.methods import METHODS, method_class
 from sscl.stages.dataset import open_dataset
 from sscl.stages.recipe import resolve
-from sscl.stages.train import EMPTY_STEPS, _pseudo_label_watch, dry_run, train
+from sscl.stages.train import EMPTY_STEPS, Cost, _pseudo_label_watch, dry_run, train
 
 Train = Callable[..., Path]
 
@@ -79,6 +83,29 @@ def test_the_schedule_says_whose_training_it_is(tiny: Tiny) -> None:
     assert resolved("ua_mt", "shared") == (600, "poly", 0.3)  # the dropout by which it measures uncertainty
     assert resolved("ua_mt", "literature") == (6000, "step", 0.5)
     assert resolved("sscl", "literature") == (34_000, "poly", 0.5)
+
+
+def test_a_shortened_literature_schedule_decays_at_the_same_parts_of_the_run(tiny: Tiny) -> None:
+    """Its 6000 iterations take a tenth of the rate at 2500 and at 5000; of 600 these are 250 and 500."""
+    data = open_dataset(tiny.dataset)
+
+    def every(method: str, iterations: int | None, settings: dict[str, Any]) -> int:
+        recipe = resolve(
+            data, method, settings, iterations, 0, torch.device("cpu"), "float32", 1, schedule="literature"
+        )
+        return int(recipe.config["optimiser"]["schedule"]["every"])
+
+    for method in METHODS:
+        literature = method_class(method).literature
+        assert literature.settings_for(literature.iterations) == literature.settings
+    assert every("ua_mt", None, {}) == every("ua_mt", 6000, {}) == 2500
+    assert every("ua_mt", 600, {}) == 250
+    assert every("ua_mt", 1, {}) == 1
+    assert every("bcp", 34_000, {}) == 5000  # of 17,000, two phases
+    assert every("ua_mt", 600, {"optimiser.schedule.every": 100}) == 100
+    schedule = Schedule(kind="step", every=250)
+    rates = [schedule.factor(Clock(i, 600, "train", i, 600)) for i in (249, 250, 499, 500, 599)]
+    assert rates == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_a_teacher_that_finds_nothing_for_long_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -528,6 +555,9 @@ def test_minutes_fix_the_number_of_iterations_in_the_recipe(
     assert caplog.messages.count(told) == 1
     assert read_recipe(run).iterations == count
     train_tiny(run, iterations=count, method="vnet")
+    monkeypatch.setattr("sscl.stages.train._cost", lambda *arguments: Cost(6000, 0.6, 0, 0))
+    recipe = read_recipe(train_tiny(tmp_path / "paper", minutes=0.04, schedule="literature", **options))
+    assert (recipe.iterations, recipe.config["optimiser"]["schedule"]["every"]) == (4, 2)  # 2.4 s; 2500 of 6000
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
@@ -544,6 +574,29 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(tiny: Tiny, tmp_path: Path,
     assert dry_run(tiny.dataset, minutes=60, **options).iterations > 100
     assert list(tmp_path.iterdir()) == []
     assert sorted(tiny.dataset.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("first", "steps"), [(0.0, 4), (30.0, 2)])
+def test_long_steps_are_timed_for_some_seconds_only(
+    first: float, steps: int, tiny: Tiny, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps of 4 s, behind a first one: a clock that only they move passes 10 s with the third or with the first."""
+    clock, done = [0.0], [0, 0]
+
+    def step(trainer: Trainer, span: Any, loaded: Any) -> None:
+        phase = trainer.spans.index(span)
+        clock[0] += 4.0 if done[phase] else first
+        done[phase] += 1
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr("sscl.stages.train.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    caplog.set_level(logging.INFO, "sscl")
+    cost = dry_run(tiny.dataset, settings={"width": 2}, threads=1, device="cpu")
+    assert done == [steps, steps]
+    assert cost.seconds_per_iteration == pytest.approx(4.0)
+    assert [line for line in caplog.messages if line.startswith("timing phase")] == [
+        f"timing phase {name}: at most 11 steps, 2 where one takes long" for name in ("pretrain", "formal")
+    ]
 
 
 def test_masks_of_unlabelled_cases_are_never_opened(tiny: Tiny, trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,11 @@ class Log(logging.Handler):
 
 def say(text: str) -> None:
     out.print(escape(text), highlight=False)
+
+
+def following(*words: object) -> str:
+    """The next command on the way from scans to a report, as README.md has it; to be copied as it stands."""
+    return f"Next: sscl {shlex.join(map(str, words))}"
 
 
 def table(rows: list[list[str]]) -> None:

@@ -14,6 +14,7 @@ from sscl.cli.console import (
     app,
     duration,
     err,
+    following,
     say,
     table,
     training_progress,
@@ -21,13 +22,16 @@ from sscl.cli.console import (
 from sscl.core.config import parse_settings
 from sscl.core.errors import UserError
 
+NEW_SCANS = ("NEW_SCANS", "-o", "masks")
+"""What `predict` is told where there are no test cases."""
+
 
 @app.command
 def prepare(
     source: Path,
     /,
     *,
-    out: Out,
+    out: Out | None = None,
     preset: str | None = None,
     split: Path | None = None,
     labelled: str | None = None,
@@ -48,7 +52,8 @@ def prepare(
         out: The data set to make.
         preset: la, la-quick, pancreas, kits19, ... (docs/data.md). Without one, the labelled scans make the plan.
         split: JSON file with the lists labelled, unlabelled, development, test; or nnU-Net's splits_final.json.
-        labelled: How many cases to train on with their masks, or which: 8, first:8, 1:8.
+        labelled: How many cases to train on with their masks, the first by name or of the source's or preset's list: 8;
+            or which: first:8, 1:8.
         unlabelled: How many or which to train on without; imagesTs for that folder.
         development: Which to choose settings on: last:20, 51:60.
         test: Which to hold out for the final figures.
@@ -58,12 +63,15 @@ def prepare(
     """
     from sscl.stages.prepare import prepare as run
 
+    if out is None:
+        raise UserError(f"prepare needs -o DATASET, the data set to make: sscl prepare {source} -o DATASET.")
     result = run(
         source, out, preset=preset, split_file=split, labelled=number_or_range(labelled),
         unlabelled=number_or_range(unlabelled), development=development, test=test, images=images, labels=labels,
         settings=parse_settings(set_),
     )  # fmt: skip
-    say(f"{result.out}: {'already prepared' if result.skipped else 'prepared'}. Next: sscl train {result.out} -o RUN")
+    done = "already prepared" if result.skipped else "prepared"
+    say(f"{result.out}: {done}. {following('train', result.out, '--method', 'sscl', '-o', 'runs/sscl')}")
 
 
 @app.command
@@ -96,18 +104,20 @@ def train(
         method: See `sscl methods`.
         iterations: Length of the run, all phases together; the preset's, else 34000.
         minutes: Instead: time some steps and choose the number of iterations.
-        schedule: shared: the preset's budget; literature: optimiser, iterations and ramps of the method's own paper.
+        schedule: shared: the preset's budget; literature: optimiser, iterations and ramps of the method's own paper,
+            steps of the learning rate and ramps scaled to --iterations.
         validation: Labelled cases, the last ones, that are not trained on but for finding the run's best weights, which
             `predict --select best` uses.
         seed: Of initial weights, crops and noise.
         workers: Loader processes; the batches are the same.
         checkpoint_minutes: How often to save.
         tensorboard: Also write RUN/tensorboard.
-        dry_run: Only tell time, memory and disk.
+        dry_run: Only time some steps, and tell time, memory and disk of the whole run.
         explain: Only print the method's equations, settings and defaults; needs no data set.
         set_: Any setting of the method: --set lam=1.0 --set optimiser.learning_rate=0.005.
     """
     from sscl.stages import train as stage
+    from sscl.stages.dataset import open_dataset
 
     if explain:
         if set_:
@@ -138,11 +148,12 @@ def train(
             validation=validation, seed=seed, device=device, precision=precision, threads=threads, workers=workers,
             checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, on_step=on_step,
         )  # fmt: skip
-    say(f"{out}: {recipe.iterations} iterations of {method}. Next: sscl predict {out} SCANS -o MASKS")
+    scans = () if open_dataset(dataset).split.test else NEW_SCANS
+    say(f"{out}: {recipe.iterations} iterations of {method}. {following('predict', out, *scans)}")
 
 
 @app.command
-def export(run: Path, /, *, out: Out, select: Literal["last", "best"] = "last") -> None:
+def export(run: Path, /, *, out: Out | None = None, select: Literal["last", "best"] = "last") -> None:
     """Write the finished model of a run: weights (safetensors) and model.json, all that `predict` needs elsewhere.
 
     Args:
@@ -152,7 +163,9 @@ def export(run: Path, /, *, out: Out, select: Literal["last", "best"] = "last") 
     """
     from sscl.stages.model import export as stage
 
-    say(f"{stage(run, out, select)}: exported. Next: sscl predict {out} SCANS -o MASKS")
+    if out is None:
+        raise UserError(f"export needs -o MODEL, the folder to make: sscl export {run} -o MODEL.")
+    say(f"{stage(run, out, select)}: the model of {run}. {following('predict', out, *NEW_SCANS)}")
 
 
 @app.command
@@ -196,6 +209,7 @@ def predict(
         largest_component: Keep only each class's largest connected part.
         batch: Windows a network call.
     """
+    from sscl.stages.dataset import is_dataset
     from sscl.stages.predict import default_inputs
     from sscl.stages.predict import predict as stage
 
@@ -207,7 +221,10 @@ def predict(
         precision=precision, threads=threads,
         on_case=lambda case, number, total: err.print(f"{number}/{total} {escape(case)}", highlight=False),
     )  # fmt: skip
-    say(f"{target}: {len(masks)} masks. Next: sscl evaluate {target} REFERENCE_MASKS")
+    reference: tuple[object, ...] = ("REFERENCE_MASKS",)
+    if len(sources) == 1 and is_dataset(sources[0]):
+        reference = (sources[0], *(() if split == "test" else ("--split", split)))
+    say(f"{target}: {len(masks)} masks. {following('evaluate', target, *reference)}")
 
 
 @app.command
@@ -231,13 +248,16 @@ def evaluate(
         tolerance_mm: Of the normalised surface distance.
         spacing_mm: Voxel size of mask files that hold none.
     """
+    from sscl.engine.run import RECIPE
     from sscl.metrics.table import summary_table
     from sscl.stages.evaluate import evaluate as stage
 
     result = stage(prediction, reference, out, split=split, tolerance_mm=tolerance_mm, spacing_mm=spacing_mm)
     table(summary_table(result.summary))
     say(result.definitions)
-    say(f"{result.out}: scores.csv, summary.csv")
+    run = prediction.parent
+    of_run = (run / RECIPE).is_file() and result.out == run / "predictions" / "scores"
+    say(f"{result.out}: scores.csv, summary.csv" + (f". {following('report', run)}" if of_run else ""))
 
 
 @app.command

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import Parameter
 from rich.markup import escape
 
 from sscl.cli.console import Device, Out, app, err, say, table, training_progress
@@ -49,6 +50,7 @@ def benchmark(
     records: Path | None = None,
     jobs: int = 1,
     slurm: bool = False,
+    slurm_set: Annotated[tuple[str, ...], Parameter(name="--slurm-set", show_default=False)] = (),
     device: Device = "auto",
     dry_run: bool = False,
 ) -> None:
@@ -68,18 +70,23 @@ def benchmark(
         records: Where finished runs are kept and looked for; OUT/records if not given.
         jobs: Runs at a time on this machine; they share its cores.
         slurm: Hand each run to SLURM instead, and make the tables of what is done; needs pip install 'sscl[slurm]'.
+        slurm_set: What each job asks for, as sbatch calls it: --slurm-set partition=gpu --slurm-set time=720. If not
+            given, time=1440 minutes, cpus_per_task=4 and gpus_per_node=1.
         dry_run: Prepare, then only list the commands, what is done, and the time.
     """
     from sscl.studies import benchmark as study
+    from sscl.studies.cluster import read_resources, submit
     from sscl.studies.suites import find_suite
     from sscl.studies.tables import write_tables
 
     chosen = find_suite(suite)
     if source is None:
-        _say_hours(chosen)
-        return
+        return _say_hours(chosen, preset)
     if out is None:
         raise UserError("benchmark needs -o OUT, the folder for data sets, runs and records.")
+    if slurm_set and not slurm:
+        raise UserError("--slurm-set has no effect without --slurm. Add it, or leave both out.")
+    resources = read_resources(slurm_set)
     cases = study.Cases(pool, development, test)
     planned = study.plan(
         chosen, source, out, cases, preset=preset, seeds=seeds or None, iterations=iterations, records=records,
@@ -91,9 +98,7 @@ def benchmark(
     say(f"{sum(item.done for item in planned)} of {len(planned)} runs are done")
     outcomes: list[study.Outcome] = []
     if slurm:
-        from sscl.studies.cluster import submit
-
-        for line in submit(planned, out / "slurm"):
+        for line in submit(planned, out / "slurm", resources):
             say(line)
     else:
         outcomes = study.run(
@@ -143,14 +148,14 @@ def figures(*runs: Path, out: Out = Path("figures"), case: tuple[str, ...] = ())
         say(str(path))
 
 
-def _say_hours(suite: "Suite") -> None:
+def _say_hours(suite: "Suite", preset: str | None) -> None:
     from sscl.studies.benchmark import FLOP_PER_SECOND, outline
 
-    rows = outline(suite)
-    lines = [[row.name or row.slug, str(row.masks), f"{hours:.1f}"] for row, hours in rows]
+    rows = outline(suite, preset)
+    lines = [[row.name or row.slug, str(row.masks), f"{hours:.3g}"] for row, hours in rows]
     table([["row", "masks", "GPU hours a seed"], *lines])
     say(
-        f"{sum(hours for _, hours in rows):.0f} hours on one GPU a seed: an estimate, not run: counted operations at "
+        f"{sum(hours for _, hours in rows):.3g} hours on one GPU a seed: an estimate, not run: counted operations at "
         f"{FLOP_PER_SECOND / 1e12:g} TFLOP/s, times each method's cost. `sscl benchmark SUITE SCANS -o OUT` runs it."
     )
 

@@ -70,6 +70,18 @@ class Literature(Config):
     settings: dict[str, Any] = Field(default_factory=dict)
     """Dotted names of the method's Config to values."""
 
+    def settings_for(self, iterations: int) -> dict[str, Any]:
+        """The settings of a run of another length, whose steps of the learning rate come after the same parts of it.
+
+        Ramps and the other schedules are parts of a run by themselves. Left at 2500, a run of 600 iterations would
+        never decay, and say nothing of it.
+        """
+        scale = iterations / self.iterations
+        return {
+            name: max(1, round(value * scale)) if name.endswith("schedule.every") else value
+            for name, value in self.settings.items()
+        }
+
 
 TENTH_EVERY_2500 = {"optimiser.schedule.kind": "step", "optimiser.schedule.every": 2500}
 """The left-atrium lineage's learning rate, from UA-MT on."""

@@ -1,5 +1,6 @@
 """Folders as they are found: which scans there are, which have a mask, and what the folder says about them."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 from sscl.core.errors import UserError
 from sscl.core.files import read_json
 from sscl.data.matching import entries, group, has_channel_suffix, refuse_orphans, volumes_in
-from sscl.data.published_layouts import SCANS_OF_FOLDERS, folders_with, published
+from sscl.data.published_layouts import MASKS_OF_FOLDERS, SCANS_OF_FOLDERS, folders_with, published
 from sscl.data.source import Case, Source
 from sscl.volumes.files import case_stem, is_volume
 
+_SCAN_FOLDERS = ("imagesTs", "imagesTr", "images")
 _MASK_FOLDERS = ("labels", "masks", "segmentations")
 
 
@@ -53,24 +55,34 @@ def scans_in(path: Path, num_channels: int) -> dict[str, tuple[Path, ...]]:
 
     Args:
         path: a volume, the folder of a DICOM series, or a folder of volumes, DICOM folders, or folders named by their
-            case as LA and KiTS19 have them.
+            case as LA and KiTS19 have them, or one of these.
 
     Raises:
-        UserError: nothing there, or channels missing.
+        UserError: nothing there, channels missing, or the folder of a data set that holds its scans deeper.
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist. Name a scan or a folder of scans.")
     for name in SCANS_OF_FOLDERS:
         if patients := folders_with(path, (name,)):
             return {patient.name: (patient / name,) for patient in patients}
-    if path.is_file() and path.name in SCANS_OF_FOLDERS:
-        return {path.resolve().parent.name: (path,)}
+    if patient_scan := _patient_scan(path):
+        folder = Path(os.path.abspath(patient_scan)).parent  # noqa: PTH100 - a link's own folder, as if all were read
+        return {folder.name: (patient_scan,)}
+    if deeper := [path / name for name in _SCAN_FOLDERS if (path / name).is_dir()]:
+        raise UserError(f"{path}: is a whole data set. Name a folder of scans in it: {' or '.join(map(str, deeper))}.")
     scans = volumes_in(path) if path.is_dir() and not _holds_slices(path) else {case_stem(path): path}
     if not scans:
         raise UserError(f"{path}: no scan found. Name a scan, or the folder that holds the scans themselves.")
     single = num_channels == 1
     suffixed = all(stem.endswith("_0000") for stem in scans) if single else has_channel_suffix(scans, ())
     return group(scans, suffixed, num_channels)
+
+
+def _patient_scan(path: Path) -> Path | None:
+    """The scan in a folder that is named by its case, where the folder or the file is given and holds no other one."""
+    there = [path] if path.is_file() else [entry for entry in entries(path) if is_volume(entry)]
+    scans = [scan for scan in there if scan.name not in MASKS_OF_FOLDERS]
+    return scans[0] if len(scans) == 1 and scans[0].name in SCANS_OF_FOLDERS else None
 
 
 # nnU-Net v2 and Medical Segmentation Decathlon

@@ -18,6 +18,8 @@ _PANCREAS_LABEL = re.compile(r"label(\d{4})\.nii(\.gz)?")
 
 SCANS_OF_FOLDERS = (_H5, _NRRD[0], _KITS[0])
 """The file of the scan in a folder that is named by its case."""
+MASKS_OF_FOLDERS = (_NRRD[1], _KITS[1])
+"""The file of the mask beside it, where it is a file of its own."""
 
 logger = logging.getLogger("sscl")
 

@@ -46,7 +46,7 @@ class BCPConfig(MethodConfig):
     @classmethod
     def _has_halves(cls, batch: tuple[int, int]) -> tuple[int, int]:
         if batch[0] != batch[1] or batch[0] % 2:
-            raise ValueError("expected an even number of labelled crops, and as many unlabelled ones")
+            raise ValueError("an even number of labelled crops, and as many unlabelled ones")
         return batch
 
 

@@ -1,12 +1,12 @@
 """How often voxels near the reference's border are wrong, and the others: by case, by experiment, as differences."""
 
-import html
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sscl.metrics.border import REACH, BorderCounts
 from sscl.metrics.table import csv_rows
+from sscl.report.layout import Table
 from sscl.report.statistics import Interval, Scores, paired_difference
 
 
@@ -79,23 +79,22 @@ def rate_rows(rows: Sequence[CaseRow]) -> list[RateRow]:
     ]
 
 
-def border_table(rows: Sequence[RateRow]) -> str:
-    """`rate_rows` as Markdown, with what its numbers mean."""
+def border_table(rows: Sequence[RateRow], notes: Sequence[str] = ()) -> Table:
+    """`rate_rows` as a table, with what its numbers mean and further notes below."""
     head = [
         *("method", "seeds", "cases", "wrong near the border, %", "difference, points (95 % interval)"),
         *("wrong elsewhere, %", "difference, points (95 % interval)", "share of the wrong voxels that is near, %"),
     ]
     body = [
         [
-            *(_text(row.experiment), str(row.num_seeds), str(row.num_cases)),
-            *(_percent(row.near.mean, 2), _difference(row.near.difference, 2)),
-            *(_percent(row.elsewhere.mean, 4), _difference(row.elsewhere.difference, 4)),
+            *(row.experiment, str(row.num_seeds), str(row.num_cases)),
+            *(_percent(row.near.mean, 2), _difference(row, row.near, 2)),
+            *(_percent(row.elsewhere.mean, 4), _difference(row, row.elsewhere, 4)),
             _percent(row.share_near, 1),
         ]
         for row in rows
     ]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
-    return "\n".join([*lines, "", *_explained(rows)]) + "\n"
+    return Table("Wrong voxels near the reference's border and elsewhere", head, body, [*_explained(rows), *notes])
 
 
 def _explained(rows: Sequence[RateRow]) -> list[str]:
@@ -103,7 +102,7 @@ def _explained(rows: Sequence[RateRow]) -> list[str]:
     lines = [
         f"Near: a voxel of another class lies within {REACH:g} voxels, centre to centre, in the reference. Rates are "
         "means over seeds and cases of wrong voxels / voxels of the region.",
-        f"Differences to {_text(rows[0].baseline)}, the same cases paired; bootstrap over cases and seeds. "
+        f"Differences to {rows[0].baseline}, the same cases paired; bootstrap over cases and seeds. "
         "Less than 0: fewer wrong voxels.",
     ]
     if min(row.num_seeds for row in rows) == 1:
@@ -113,8 +112,7 @@ def _explained(rows: Sequence[RateRow]) -> list[str]:
         for row in rows
         if row.near.difference is not None and row.near.difference.num_cases < row.num_cases
     }
-    lines += [f"The rates near the border are of {count} cases: the others have none." for count in sorted(short)]
-    return [f"{line}\n" for line in lines]
+    return lines + [f"The rates near the border are of {count} cases: the others have none." for count in sorted(short)]
 
 
 def _rates(groups: dict[str, list[CaseRow]], baseline: str, region: str) -> dict[str, Rate]:
@@ -149,13 +147,10 @@ def _percent(value: float | None, digits: int) -> str:
     return "n/a" if value is None else f"{100 * value:.{digits}f}"
 
 
-def _difference(interval: Interval | None, digits: int) -> str:
-    if interval is None:
-        return ""
-    mean, low, high = (f"{100 * value:+.{digits}f}" for value in (interval.mean, interval.low, interval.high))
+def _difference(row: RateRow, rate: Rate, digits: int) -> str:
+    if rate.difference is None:
+        return "baseline" if row.experiment == row.baseline else "n/a"
+    mean, low, high = (
+        f"{100 * value:+.{digits}f}" for value in (rate.difference.mean, rate.difference.low, rate.difference.high)
+    )
     return f"{mean} ({low} to {high})"
-
-
-def _text(name: str) -> str:
-    """A name of any origin as plain text of a Markdown cell."""
-    return html.escape(name).replace("|", "&#124;").replace("\n", " ")

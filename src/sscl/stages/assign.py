@@ -15,6 +15,9 @@ from sscl.volumes.h5 import read_h5
 
 logger = logging.getLogger("sscl")
 
+NAMED = 16
+"""So many labelled cases are named when they are announced."""
+
 
 def choose(
     found: Source,
@@ -84,6 +87,8 @@ def announce(found: Source, split: Split) -> None:
         *(len(cases) for cases in lists.values()),
         unused,
     )
+    more = f", ... ({len(split.labelled)}, see split.json)" if len(split.labelled) > NAMED else ""
+    logger.info("labelled: %s%s", ", ".join(split.labelled[:NAMED]), more)
     groups = defaultdict(list)
     for case in found.cases:
         groups[case.casefold()].append(case)

@@ -14,8 +14,9 @@ from sscl.data.mask_crop import MaskCrop, crop_to_mask
 from sscl.data.preprocess import resample_label, resampled
 from sscl.data.source import Case, Source
 from sscl.data.split import Split
-from sscl.volumes.files import read_image, read_label, write_label
-from sscl.volumes.geometry import on_grid_of, to_ras
+from sscl.stages.dataset import read_own_mask
+from sscl.volumes.files import read_image, write_label
+from sscl.volumes.geometry import to_ras
 from sscl.volumes.nifti import write_nifti
 from sscl.volumes.volume import Volume
 
@@ -37,8 +38,7 @@ def label_of(found: Source, case: str, image: Volume, spacing: Spacing | None) -
     """The mask of a case that has one, on the grid of its scan where the layout says how they lie."""
     path = found.cases[case].label
     assert path is not None
-    label = read_label(path, spacing, found.label_map)
-    return on_grid_of(image, label, found.mask_axes, path) if found.mask_axes else to_ras(label)
+    return to_ras(read_own_mask(path, lambda: image, found.label_map, found.mask_axes, spacing))
 
 
 def pair_of(found: Source, case: str, spacing: Spacing | None) -> Pair:

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
 from sscl.core.files import read_object
-from sscl.core.plan import Plan
+from sscl.core.plan import Plan, Spacing
 from sscl.data.split import Split
 from sscl.stages.folder import STAGE
+from sscl.volumes.files import read_label
+from sscl.volumes.geometry import on_grid_of
+from sscl.volumes.volume import Volume
 
 STORE, PLAN, SPLIT, DATASET = "store", "plan.json", "split.json", "dataset.json"
 _KEYS = {DATASET: ("source", "channels", "labels", "cases"), STAGE: ("config", "inputs")}
@@ -33,6 +37,27 @@ class Dataset:
     def image_paths(self, case: str) -> list[Path]:
         """The scan's files in the source folder, or, where `prepare` cropped them, in this one."""
         return [self.folder / self.facts["source"] / path for path in self.facts["cases"][case]["image"]]
+
+
+def read_own_mask(
+    path: Path,
+    scan: Callable[[], Volume],
+    label_map: Mapping[str, int] | Mapping[int, int],
+    mask_axes: str | None,
+    spacing_if_missing_mm: Spacing | None,
+) -> Volume:
+    """A mask of the data set's own as it is meant: classes by `label_map`, and, where the layout's masks do not say how
+    they lie, on the grid of its scan. What other masks hold means what it says: `read_label` reads them.
+
+    Args:
+        scan: reads the scan of the case; called where it is needed only.
+        label_map, mask_axes: of the source, or as dataset.json notes them.
+
+    Raises:
+        UserError: as `read_label` and `on_grid_of`.
+    """
+    mask = read_label(path, spacing_if_missing_mm, {int(stored): value for stored, value in label_map.items()})
+    return on_grid_of(scan(), mask, mask_axes, path) if mask_axes else mask
 
 
 def is_dataset(folder: Path) -> bool:

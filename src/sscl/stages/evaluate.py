@@ -18,10 +18,10 @@ from sscl.core.errors import UserError, unknown
 from sscl.core.files import read_object, write_text
 from sscl.core.plan import Plan, Spacing
 from sscl.metrics import table
-from sscl.stages.dataset import is_dataset
+from sscl.stages.dataset import is_dataset, read_own_mask
 from sscl.stages.folder import STAGE, digest, write_stage
 from sscl.volumes.files import case_stem, is_volume, read_image, read_label
-from sscl.volumes.geometry import on_grid_of, same_grid
+from sscl.volumes.geometry import same_grid
 from sscl.volumes.volume import Volume
 
 logger = logging.getLogger("sscl")
@@ -46,9 +46,9 @@ class _Reference:
     ignore_label: int | None = None
     others: frozenset[str] = frozenset()
     spacing_if_missing_mm: Spacing | None = None
-    label_map: Mapping[int, int] = field(default_factory=dict)
+    label_map: Mapping[str, int] = field(default_factory=dict)
     mask_axes: str | None = None
-    """See `sscl.data.source.Source`; then `scans` are the files of each case that is due."""
+    """As dataset.json notes them; `scans` are the files of each case that is due."""
     scans: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
@@ -106,13 +106,18 @@ def _score(
     tolerance_mm: float,
 ) -> list[table.Score]:
     """One case, both masks read and checked; `path` None: missing."""
-    truth = _read_mask(due.masks[case], spacing_mm, {*labels, due.ignore_label}, due.label_map)
-    if due.mask_axes:
-        scan = read_image(due.scans[case], len(due.scans[case]), spacing_mm)
-        truth = on_grid_of(scan, truth, due.mask_axes, due.masks[case])
+    truth = read_own_mask(
+        due.masks[case],
+        lambda: read_image(due.scans[case], len(due.scans[case]), spacing_mm),
+        due.label_map,
+        due.mask_axes,
+        spacing_mm,
+    )
+    _require_declared(due.masks[case], truth, {*labels, due.ignore_label})
     answer = None
     if path is not None:
-        answer = _read_mask(path, spacing_mm, set(labels))
+        answer = read_label(path, spacing_mm)
+        _require_declared(path, answer, set(labels))
         _require_same_grid(path, answer, due.masks[case], truth)
     return table.score_case(
         case,
@@ -164,7 +169,7 @@ def _from_dataset(dataset: Path, split: str) -> _Reference:
         *_declared(facts, dataset / "dataset.json"),
         others=frozenset(facts["cases"].keys() - masks.keys()),
         spacing_if_missing_mm=Plan.read(read_object(plan), str(plan)).spacing_if_missing_mm,
-        label_map={int(stored): value for stored, value in facts.get("label_map", {}).items()},
+        label_map=facts.get("label_map", {}),
         mask_axes=facts.get("mask_axes"),
         scans={case: [source / path for path in facts["cases"][case]["image"]] for case in masks},
     )
@@ -234,14 +239,10 @@ def _predicted(prediction: Path, due: _Reference, reference: Path) -> dict[str, 
     return {case: path for case, path in masks.items() if case in due.masks}
 
 
-def _read_mask(
-    path: Path, spacing_mm: Spacing | None, allowed: set[int | None], label_map: Mapping[int, int] | None = None
-) -> Volume:
-    mask = read_label(path, spacing_mm, label_map)
+def _require_declared(path: Path, mask: Volume, allowed: set[int | None]) -> None:
     if wrong := _values(mask) - allowed:
         declared = sorted(value for value in allowed if value is not None)
         raise UserError(f"{path}: label values {sorted(wrong)} are not declared. Declared: {declared}.")
-    return mask
 
 
 def _values(mask: Volume) -> set[int]:

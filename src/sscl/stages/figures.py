@@ -8,6 +8,7 @@ from sscl.core.files import write_atomic
 from sscl.metrics.border import border_counts, near_border
 from sscl.report import paper_figures
 from sscl.report.border import CaseRow, border_csv, border_table, rate_rows
+from sscl.report.layout import markdown
 from sscl.stages.reading import (
     RunFolder,
     by_experiment,
@@ -46,7 +47,7 @@ def figures(runs: Sequence[Path], out: Path, cases: Sequence[str] | None = None)
     rates = rate_rows(rows)
     files = {
         "border.csv": border_csv(rows).encode(),
-        "border.md": (border_table(rates) + "".join(f"\n{note}\n" for note in notes)).encode(),
+        "border.md": markdown(border_table(rates, notes)).encode(),
         "border.svg": paper_figures.border_rates(rates),
     }
     shown = {name: next(iter(seeds.values())) for name, seeds in experiments.items()}

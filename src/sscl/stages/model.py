@@ -1,5 +1,7 @@
 """Finished models: `sscl export`, `sscl info`, and loading one for prediction. Tensors + JSON, never pickled code."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,17 +46,17 @@ class Model:
 def export(run: Path, out: Path, select: Select = "last") -> Path:
     """Write the model of a run: the networks that the test phase needs, plan, labels, versions and digests.
 
+    Nothing is written where this very model is already.
+
     Raises:
-        UserError: not a run folder, no checkpoint or no validated weights in it, or `out` exists with something else in
-            it.
+        UserError: not a run folder, no checkpoint or no validated weights in it, or `out` is there and holds something
+            else.
     """
     recipe = read_recipe(run)
-    if out.exists() and any(path.name not in (WEIGHTS, CARD) for path in out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(path.name not in (WEIGHTS, CARD) for path in out.iterdir())):
         raise UserError(f"{out} exists and is not a model folder. Give another -o.")
     method, iteration = _from_run(run, recipe, select)
-    weights = method.tested_state()
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / WEIGHTS, lambda file: file.write(save(weights)))
+    weights = save(method.tested_state())
     card = {
         "format": FORMAT,
         "method": recipe.method,
@@ -62,7 +64,7 @@ def export(run: Path, out: Path, select: Select = "last") -> Path:
         "plan": recipe.plan.model_dump(mode="json"),
         "labels": list(recipe.plan.labels),
         "parameters": count_parameters(method),
-        "weights_sha256": sha256(out / WEIGHTS),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "trained": {
             "iterations": iteration,
             "of": recipe.iterations,
@@ -76,8 +78,22 @@ def export(run: Path, out: Path, select: Select = "last") -> Path:
         },
         "sscl": __version__,
     }
+    if out.exists() and any(out.iterdir()):
+        _refuse_other(out, card)
+        log.info("%s: holds this model already", out)
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / WEIGHTS, lambda file: file.write(weights))
     write_json(out / CARD, card)
     return out
+
+
+def _refuse_other(out: Path, card: Mapping[str, Any]) -> None:
+    """Raises UserError unless the model in `out` is whole and the one that `card` describes."""
+    whole = {path.name for path in out.iterdir()} == {WEIGHTS, CARD}
+    same = whole and read_object(out / CARD) == json.loads(json.dumps(card))  # of tuples JSON makes lists
+    if not same or sha256(out / WEIGHTS) != card["weights_sha256"]:
+        raise UserError(f"{out} holds another model, or a part of one. Give another -o, or delete it.")
 
 
 def info(model: Path) -> dict[str, Any]:
@@ -228,6 +244,4 @@ def _weights(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _weights_digest(method: Method) -> str:
-    import hashlib
-
     return hashlib.sha256(save(method.tested_state())).hexdigest()

@@ -77,6 +77,7 @@ def predict(
         probabilities: also write OUT/<case>.npz, float16 "probabilities" (classes, x, y, z) on the scan's own grid.
         largest_component: keep each class's largest 26-connected component.
         batch: windows a network call.
+        on_case: gets each case before it is predicted, its number and how many there are.
 
     Raises:
         UserError: nothing to predict, an output folder with other predictions, or, after all others are done, the scans
@@ -97,12 +98,12 @@ def predict(
     _write_stage(out, config, options, done, began)  # the folder is known as ours before its first mask
     failures = []
     for number, (case, paths) in enumerate(scans.items(), start=1):
-        on_case(case, number, len(scans))
         try:
             scan = [digest(path) for path in paths]
             if _is_done(done.get(case), scan, case, out, probabilities):
-                log.info("%s: done before", case)
+                log.info("%d/%d %s: done before", number, len(scans), case)
                 continue
+            on_case(case, number, len(scans))
             _forget(done.pop(case, None), case, out)
             _predict_case(loaded, case, paths, out, options)
         except UserError as error:

@@ -9,9 +9,10 @@ from sscl.core.errors import UserError
 from sscl.core.files import read_object
 from sscl.engine.run import FREE, METRICS, Recipe, read_recipe
 from sscl.report import tables
+from sscl.stages.dataset import read_own_mask
 from sscl.stages.folder import STAGE
 from sscl.volumes.files import case_stem, read_image, read_label
-from sscl.volumes.geometry import on_grid_of, same_grid, to_ras
+from sscl.volumes.geometry import same_grid, to_ras
 from sscl.volumes.volume import Volume
 
 
@@ -139,10 +140,9 @@ def read_reference(case: str, run: RunFolder) -> tuple[Volume, int | None]:
     spacing = run.recipe.plan.spacing_if_missing_mm
     if own is None or path.resolve() != own.resolve():
         return to_ras(read_label(path, spacing)), facts["ignore_label"]
-    # what stored values mean, and how masks lie that do not say it, holds for the data set's own masks only
-    mask = read_label(path, spacing, {int(value): label for value, label in facts.get("label_map", {}).items()})
-    if axes := facts.get("mask_axes"):
-        mask = on_grid_of(_image(facts, files, run), mask, axes, path)
+    mask = read_own_mask(
+        path, lambda: _image(facts, files, run), facts.get("label_map", {}), facts.get("mask_axes"), spacing
+    )
     return to_ras(mask), facts["ignore_label"]
 
 

@@ -42,7 +42,9 @@ def resolve(
         UserError: settings that the method does not have, a data set that it cannot learn from, or nothing left of it.
     """
     cls = method_class(method)
-    iterations_of_schedule, known = _schedule(method, data.preset, schedule)
+    if iterations is None:
+        iterations = _usual_iterations(cls, data.preset, schedule)
+    known = _known_settings(method, data.preset, schedule, iterations)
     config = cls.Config.read(_nested({**known, **settings}), f"settings of '{method}'")
     config.refuse_ignored(settings, f"settings of '{method}'")
     if not data.split.labelled:
@@ -53,8 +55,6 @@ def resolve(
         raise UserError(
             f"{data.folder}: method '{method}' learns from unlabelled scans and there is none. Use --method vnet."
         )
-    if iterations is None:
-        iterations = iterations_of_schedule
     timeline(phases, iterations)  # refuses too few
     labelled = data.split.labelled
     if (trained_on := len(labelled) - validation) < 1:
@@ -80,14 +80,17 @@ def resolve(
     )
 
 
-def _schedule(method: str, preset_name: str | None, schedule: Training) -> tuple[int, dict[str, Any]]:
-    """Iterations, and settings of the method other than its defaults."""
-    literature = method_class(method).literature
+def _usual_iterations(cls: type[Method], preset_name: str | None, schedule: Training) -> int:
     if schedule == "literature":
-        return literature.iterations, literature.settings
-    if preset_name not in PRESETS:
-        return DEFAULT_ITERATIONS, {}
-    return PRESETS[preset_name].iterations, preset_settings(method, preset_name)
+        return cls.literature.iterations
+    return PRESETS[preset_name].iterations if preset_name in PRESETS else DEFAULT_ITERATIONS
+
+
+def _known_settings(method: str, preset_name: str | None, schedule: Training, iterations: int) -> dict[str, Any]:
+    """Settings of the method other than its defaults."""
+    if schedule == "literature":
+        return method_class(method).literature.settings_for(iterations)
+    return preset_settings(method, preset_name) if preset_name in PRESETS else {}
 
 
 def preset_settings(method: str, preset_name: str) -> dict[str, Any]:

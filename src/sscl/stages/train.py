@@ -30,6 +30,9 @@ from sscl.stages.recipe import Training, build_method, resolve
 log = logging.getLogger("sscl")
 
 TIMED_STEPS = 20
+"""Of a run, at most, shared among its phases."""
+TIMED_SECONDS = 10.0
+"""So long a phase is timed, at most, where a step is long; two steps all the same, of which the first allocates."""
 EMPTY_STEPS = 100
 """So many iterations in a row without an organ in any pseudo-label are worth a warning."""
 CHECKPOINTS = "checkpoints"
@@ -37,7 +40,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run will take, from `TIMED_STEPS` real steps."""
+    """What a run will take, from real steps."""
 
     iterations: int
     seconds_per_iteration: float
@@ -174,7 +177,7 @@ def _recipe(
         cost = _cost(data, recipe, place)
         count = cost.fits(minutes)
         log.info("%.2f s an iteration: %d iterations in %g minutes", cost.seconds_per_iteration, count, minutes)
-        recipe = recipe.model_copy(update={"iterations": count})
+        recipe = resolve(data, method, settings, count, seed, place, precision, threads, schedule)
     return recipe
 
 
@@ -346,17 +349,19 @@ def _cost(data: Dataset, recipe: Recipe, place: torch.device) -> Cost:
     trainer = _trainer(recipe, place)
     load = _loader(data, recipe, trainer, workers=0)
     seconds = 0.0
-    per_phase = max(2, TIMED_STEPS // len(trainer.spans))
+    most = max(2, TIMED_STEPS // len(trainer.spans))
     for span in trainer.spans:
-        trainer.iteration = span.start
-        trainer.step(span, load(span, span.start))  # the first one allocates
-        began = time.perf_counter()
-        for _ in range(per_phase):
+        log.info("timing phase %s: at most %d steps, 2 where one takes long", span.phase.name, most + 1)
+        ends = [time.perf_counter()]
+        while len(ends) <= 2 or (len(ends) <= most + 1 and ends[-1] - ends[0] < TIMED_SECONDS):
             trainer.iteration = span.start
             trainer.step(span, load(span, span.start))
-        if place.type == "cuda":
-            torch.cuda.synchronize()
-        seconds += (time.perf_counter() - began) / per_phase * span.phase.share
+            if place.type == "cuda":
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+        a_step = (ends[-1] - ends[1]) / (len(ends) - 2)  # the first one allocates
+        log.info("%s: %.2f s a step", span.phase.name, a_step)
+        seconds += a_step * span.phase.share
     size = sum(t.numel() * t.element_size() for t in trainer.method.state_dict().values())
     momenta = sum(w.numel() * w.element_size() for p in trainer.method.players().values() for w in p.parameters())
     best, validations = 0, 0.0

@@ -13,7 +13,7 @@ import torch
 
 from sscl.core.errors import UserError
 from sscl.core.files import write_json
-from sscl.data.presets import PRESETS
+from sscl.data.presets import preset as find_preset
 from sscl.methods import METHODS
 from sscl.stages.dataset import open_dataset
 from sscl.stages.device import pick_device
@@ -143,11 +143,12 @@ def gpu_hours(method: str, iterations: int, patch: Sequence[int]) -> float:
     return iterations * METHODS[method].cost * voxels * FLOP_PER_VOXEL / FLOP_PER_SECOND / 3600
 
 
-def outline(suite: Suite) -> list[tuple[Row, float]]:
-    """Each row with its hours on one GPU, without any data: the preset's length and patch."""
-    known = PRESETS.get(suite.preset or "")
-    if known is None:
+def outline(suite: Suite, preset: str | None = None) -> list[tuple[Row, float]]:
+    """Each row with its hours on one GPU, without any data: the length and patch of the preset, or of the suite's."""
+    name = preset or suite.preset
+    if name is None:
         raise UserError("without a preset the length is known only with the data: name the folder of scans and -o OUT.")
+    known = find_preset(name)
     return [(row, gpu_hours(row.method, known.iterations, known.plan["patch"])) for row in suite.rows]
 
 

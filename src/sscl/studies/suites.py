@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from sscl.core.config import Config
 from sscl.core.errors import UserError, unknown
+from sscl.methods import METHODS
 
 All = Literal["all"]
 
@@ -149,15 +150,20 @@ def find_suite(name: str) -> Suite:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]}).") from None
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}" if mark else "the text is not UTF-8"
+        raise UserError(f"{path}: is not YAML: {line}. Mend it, or write the file again.") from None
     if not isinstance(values, dict) or not isinstance(values.get("rows"), list):
         raise UserError(f"{path}: expected title, preset and a list of rows, each with method and masks.")
-    rows = [row for entry in values["rows"] for row in _rows(entry, path)]
+    rows = [row for number, entry in enumerate(values["rows"], 1) for row in _rows(entry, f"{path}, row {number}")]
     return Suite.read({"title": path.stem, "preset": None, **values, "rows": rows}, str(path))
 
 
-def _rows(entry: Any, path: Path) -> list[Row]:
+def _rows(entry: Any, where: str) -> list[Row]:
     if not isinstance(entry, dict):
-        raise UserError(f"{path}: a row is {entry!r}, expected method and masks: {{method: vnet, masks: [8, 16]}}.")
+        raise UserError(f"{where} is {entry!r}, expected method and masks: {{method: vnet, masks: [8, 16]}}.")
     masks = entry.get("masks")
-    return [Row.read({**entry, "masks": n}, f"{path}, rows") for n in (masks if isinstance(masks, list) else [masks])]
+    rows = [Row.read({**entry, "masks": n}, where) for n in (masks if isinstance(masks, list) else [masks])]
+    if unlisted := [row.method for row in rows if row.method not in METHODS]:
+        raise unknown(f"{where}: method", unlisted[0], METHODS)
+    return rows
