@@ -299,6 +299,11 @@ def csv_rows(rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet takes a cell for a formula, or an apostrophe alone keeps it from that."""
+    return text.lstrip("'").lstrip().startswith(("=", "+", "-", "@"))
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""
@@ -306,8 +311,7 @@ def _cell(value: object) -> str:
         assert not math.isnan(value), "a score is a number, inf or not applicable, never NaN"
         return repr(float(value))
     text = str(value)
-    # a spreadsheet takes such a text for a formula; the apostrophe makes it text again
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if is_formula(text) else text
 
 
 def _shown(value: object) -> str:
