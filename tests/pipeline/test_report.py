@@ -207,6 +207,24 @@ def test_names_are_text_and_nothing_is_requested(dataset, tmp_path):
         assert EVIL in found.text.split(part, 1)[1]
 
 
+def test_the_page_is_whole_without_scripts_and_network(dataset, tmp_path):
+    """Each attribute that a browser may fetch holds its data or points into the page; nothing waits to be shown."""
+    page = page_of([make_run(tmp_path / "run", dataset, shifts={"plain": 1, EVIL: None})], tmp_path)
+    found = Elements(page)
+    fetched = {"src", "href", "xlink:href", "srcset", "data", "poster", "background", "action", "formaction", "ping"}
+    values = [value for _, attrs in found.tags for name, value in attrs.items() if name in fetched]
+    assert values
+    assert [value for value in values if not value.startswith(("data:image/png;base64,", "#"))] == []
+    assert [attrs["http-equiv"] for _, attrs in found.tags if "http-equiv" in attrs] == ["Content-Security-Policy"]
+    assert [tag for tag, _ in found.tags][:4] == ["html", "head", "meta", "meta"], (
+        "the policy comes before what it rules"
+    )
+    assert not re.search(r"@import|url\(|display:\s*none|visibility:\s*hidden", found.style)
+    assert "hidden" not in {name for _, attrs in found.tags for name in attrs}
+    for part in ("Scores", "0.375 ± 0.530", "Cases", "Dice of every case and run", "Training", "Recipe"):
+        assert part in found.text
+
+
 def test_policy_allows_this_style_alone(dataset, tmp_path):
     found = Elements(page_of([make_run(tmp_path / "run", dataset)], tmp_path))
     policy = next(attrs["content"] for tag, attrs in found.tags if attrs.get("http-equiv") == "Content-Security-Policy")
