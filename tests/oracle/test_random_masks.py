@@ -153,7 +153,7 @@ def axes_reversed(prediction, reference, spacing, rng):
 
 def scaled(prediction, reference, spacing, rng):
     """In millimetres all grows with the spacing, the tolerance too; in voxels nothing does."""
-    factor, tolerance_mm = rng.uniform(0.1, 10), 2 * spacing[0]  # a tolerance that some distances meet exactly
+    factor, tolerance_mm = rng.uniform(0.1, 10), 3 * spacing[0]  # a tolerance that some distances meet but for rounding
     found = measured(prediction, reference, spacing, tolerance_mm)
     other = measured(prediction, reference, [factor * step for step in spacing], factor * tolerance_mm)
     return {name: factor * value if name in MM and value is not None else value for name, value in found.items()}, other
