@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench
+.PHONY: help setup demo test test-all check bench soak
 
 BIN := .venv/bin
 
@@ -24,6 +24,7 @@ help:
 	@echo "make test      the tests, without the slow ones: under 3 minutes on 2 cores"
 	@echo "make test-all  all tests: under 12 minutes on 2 cores"
 	@echo "make check     ruff, mypy and the import contracts: under 1 minute"
+	@echo "make soak      the tests with random inputs, all of them (make test takes a few hundred): about 10 minutes on 2 cores"
 	@echo "make bench     every speed claim, measured again on this machine"
 	@echo "The first of them sets up .venv. PYTHON=/path/to/python3 chooses the Python that it is made with."
 
@@ -67,6 +68,10 @@ check: .venv/.ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: .venv/.ready
+	@echo "soak: 10,000 random pairs of masks, 5,000 against MedPy, 1,000 tables of scores, and what else is marked soak"
+	SSCL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m soak
 
 bench: .venv/.ready
 	@echo "bench: speed, as ratios within one run each"

@@ -23,6 +23,8 @@ def main(records: Path) -> None:
     runs: dict[tuple[str, int], dict[int, Run]] = defaultdict(dict)
     for folder in sorted(path for path in records.iterdir() if path.is_dir()):
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        if folder.name != f"{recipe['method']}_{len(recipe['labelled'])}_{recipe['seed']}":
+            continue  # of a suite, with settings of its own
         if recipe["dataset"].startswith("data_") and recipe["plan"]["labels"] == ["background", "left_atrium"]:
             rows = read_scores((folder / "scores.csv").read_text(), str(folder))
             facts = json.loads((folder / "record.json").read_text())

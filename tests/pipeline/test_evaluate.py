@@ -4,15 +4,21 @@ import csv
 import json
 import logging
 import math
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 
 from sscl.core.errors import UserError
 from sscl.core.plan import Plan
+from sscl.report import tables
 from sscl.stages.evaluate import evaluate
 
 SHAPE = (12, 10, 8)
@@ -83,6 +89,108 @@ def test_a_case_without_prediction_is_missing_and_costs(folders, caplog):
     assert (after["dice"].failed, after["dice"].missing) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("predicted", "true", "status", "overlap", "distance"),
+    [
+        (1, 1, "ok", "1.0", "0.0"),
+        (0, 1, "failed", "0.0", "inf"),
+        (1, 0, "failed", "0.0", "inf"),
+        (0, 0, "not_applicable", "", ""),
+        (None, 1, "missing", "0.0", "inf"),
+        (None, 0, "missing", "0.0", "inf"),
+    ],
+)
+def test_the_matrix_of_empty_masks(folders, predicted, true, status, overlap, distance):
+    """Beside case b, whose Dice is 0.75."""
+    prediction, reference = folders
+    _write(reference, "a", _mask(value=true))
+    _write(prediction, "a", _mask(value=predicted or 0))
+    if predicted is None:
+        (prediction / "a.nii.gz").unlink()
+    evaluate(prediction, reference)
+    row, _ = _rows(prediction / "scores" / "scores.csv")
+    assert row["status"] == status
+    assert {row[name] for name in ("dice", "jaccard", "nsd_2mm")} == {overlap}
+    assert {row[name] for name in row if name.startswith(("hd95", "asd", "assd"))} == {distance}
+    summary = {line["measure"]: line for line in _rows(prediction / "scores" / "summary.csv")}
+    failed = status in ("failed", "missing")
+    for line in summary.values():
+        counts = [int(line[name]) for name in ("n", "failed", "missing", "not_applicable")]
+        assert counts == [1 + (overlap != ""), failed, status == "missing", status == "not_applicable"]
+    assert float(summary["dice"]["mean"]) == ((float(overlap) + 0.75) / 2 if overlap else 0.75)
+    assert math.isinf(float(summary["hd95_standard_mm"]["mean"])) == failed
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+@pytest.mark.parametrize("value", [0, None])
+def test_emptying_a_prediction_or_removing_it_improves_no_figure(tmp_path, case, value):
+    """Of class 2 there is nothing in b: an empty mask must not be right about it. `tests/pipeline/test_missed_case.py`
+    does the same with a thousand tables."""
+    prediction, reference = tmp_path / "prediction", tmp_path / "labelsTs"
+    for name, shift in {"a": 1, "b": 3}.items():
+        truth, answer = _mask(), _mask(2 + shift, 6 + shift)
+        answer[10, 8, 6] = 2
+        truth[10, 8, 6] = 2 if name == "a" else 0
+        _write(reference, name, truth)
+        _write(prediction, name, answer)
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "organ": 1, "tumour": 2}}')
+    before = evaluate(prediction, reference).summary
+    _write(prediction, case, _mask(value=0))
+    if value is None:
+        (prediction / f"{case}.nii.gz").unlink()
+    for was, now in zip(before, evaluate(prediction, reference).summary, strict=True):
+        sign = -1 if was.measure.startswith(("hd95", "asd", "assd")) else 1
+        for figure in ("mean", "median", "mean_failed_as_diagonal"):
+            assert sign * getattr(now, figure) <= sign * getattr(was, figure), (now.label, now.measure, figure)
+        assert now.failed >= was.failed
+
+
+@pytest.mark.parametrize("kind", ["nii", "turned nii", "nrrd", "h5"])
+def test_spacing_goes_with_its_axis(tmp_path, kind):
+    """A cube 2 voxels off along an axis of 3 mm: 6 mm. Spacing in reverse order would give 2."""
+    masks = {"prediction": np.zeros((20, 14, 12), np.uint8), "reference": np.zeros((20, 14, 12), np.uint8)}
+    masks["prediction"][6:16, 2:12, 1:11] = masks["reference"][4:14, 2:12, 1:11] = 1
+    for name, mask in masks.items():
+        (tmp_path / name).mkdir()
+        if kind == "nii":
+            _write(tmp_path / name, "a", mask, np.diag([3.0, 1.0, 1.0, 1.0]))
+        elif kind == "turned nii":
+            turned = np.array([[0, 0, 3.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1.0]])
+            _write(tmp_path / name, "a", mask.transpose(), turned)
+        elif kind == "nrrd":
+            axes = {"space": "right-anterior-superior", "space origin": [0, 0, 0]}
+            header = {**axes, "space directions": np.diag([3.0, 1.0, 1.0])}
+            nrrd.write(str(tmp_path / name / "a.nrrd"), mask, header)
+        else:
+            with h5py.File(tmp_path / name / "a.h5", "w") as file:
+                file["label"] = mask
+    spacing_mm = (3.0, 1.0, 1.0) if kind == "h5" else None
+    (score,) = evaluate(tmp_path / "prediction", tmp_path / "reference", spacing_mm=spacing_mm).scores
+    assert score.values["hd95_standard_mm"] == pytest.approx(6)
+    assert score.values["hd95_medpy_voxel"] == pytest.approx(2)
+
+
+def test_names_are_no_formulas_in_any_table(tmp_path):
+    """A spreadsheet runs a cell that begins with = + - @; an apostrophe makes it text, and reading takes it off.
+
+    What has an apostrophe of its own gets another one: else the first two cases would be read as one.
+    """
+    cases, organ = ["'=1+1", "=1+1", "@SUM(A1)", "plain"], "=HYPERLINK(1)"
+    prediction, reference = tmp_path / "prediction", tmp_path / "labelsTs"
+    for case in cases:
+        _write(prediction, case, _mask())
+        _write(reference, case, _mask())
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, organ: 1}}))
+    evaluate(prediction, reference)
+    rows = _rows(prediction / "scores" / "scores.csv")
+    assert [row["case"] for row in rows] == ["''=1+1", "'=1+1", "'@SUM(A1)", "plain"]
+    assert {row["class"] for row in rows} == {f"'{organ}"}
+    assert {row["class"] for row in _rows(prediction / "scores" / "summary.csv")} == {f"'{organ}"}
+    read = tables.read_scores((prediction / "scores" / "scores.csv").read_text(), "scores.csv")
+    assert [row["case"] for row in read] == cases
+    assert {row["class"] for row in read} == {organ}
+
+
 def test_a_prediction_without_reference_is_refused_by_name(folders):
     prediction, reference = folders
     _write(prediction, "c", _mask())
@@ -91,13 +199,29 @@ def test_a_prediction_without_reference_is_refused_by_name(folders):
     assert not (prediction / "scores").exists()
 
 
-@pytest.mark.parametrize("shape", [(12, 10, 1), (1, 12, 10, 8), (8, 10, 12)])
-def test_another_shape_is_refused(folders, shape):
-    """MedPy would broadcast the first, and give a Dice above 1."""
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((12, 10, 1), r"shape \(12, 10, 1\) is a single slice"),
+        ((1, 12, 10, 8), r"shape \(1, 12, 10\) is a single slice"),
+        ((12, 10, 8, 2), "4-D mask of 2 channels"),
+        ((8, 10, 12), r"shape \(8, 10, 12\), but the reference .*a\.nii\.gz has \(12, 10, 8\)"),
+        ((12, 10, 9), r"shape \(12, 10, 9\), but the reference"),
+    ],
+)
+def test_another_shape_is_refused(folders, shape, reason):
+    """MedPy would broadcast the first two, and give a Dice above 1."""
     prediction, reference = folders
-    path = _write(prediction, "a", np.ones(shape, np.uint8))
-    with pytest.raises(UserError, match=path.name):
+    _write(prediction, "a", np.ones(shape, np.uint8))
+    with pytest.raises(UserError, match=rf"prediction/a\.nii\.gz: .*{reason}"):
         evaluate(prediction, reference)
+    assert not (prediction / "scores").exists()
+
+
+def test_a_fourth_dimension_of_one_is_none(folders):
+    prediction, reference = folders
+    _write(prediction, "a", _mask()[..., None])
+    assert evaluate(prediction, reference).scores[0].values["dice"] == 1
 
 
 @pytest.mark.parametrize("change", ["spacing", "flip", "shift"])
@@ -286,3 +410,33 @@ def test_empty_references_without_declared_labels(tmp_path):
         _write(tmp_path / name, "a", _mask(value=0))
     with pytest.raises(UserError, match="nothing to score"):
         evaluate(tmp_path / "prediction", tmp_path / "reference")
+
+
+@pytest.mark.skipif(not shutil.which("localedef"), reason="needs localedef to make a locale with decimal commas")
+def test_decimal_points_in_every_locale(folders):
+    prediction, reference = folders
+    made = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "UTF-8", prediction.parent / "de_DE.UTF-8"], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("no German locale on this machine")
+    program = (
+        "import locale, sys; locale.setlocale(locale.LC_ALL, ''); from sscl import cli;"
+        "print(locale.str(0.5)); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program, "evaluate", prediction, reference, "--tolerance-mm", "1.5"],
+        env={**os.environ, "LOCPATH": str(prediction.parent), "LC_ALL": "de_DE.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    written = [(prediction / "scores" / name).read_text() for name in ("summary.csv", "definitions.txt", "stage.json")]
+    first, second = _rows(prediction / "scores" / "scores.csv")
+    evaluate(prediction, reference, tolerance_mm=1.5)
+    assert shown.startswith("0,5\n"), "the locale is in force"
+    assert [first, second] == _rows(prediction / "scores" / "scores.csv")
+    assert second["dice"] == "0.75"
+    assert written[:2] == [(prediction / "scores" / name).read_text() for name in ("summary.csv", "definitions.txt")]
+    assert json.loads(written[2])["config"]["tolerance_mm"] == 1.5
+    assert "0.8750" in shown

@@ -207,6 +207,24 @@ def test_names_are_text_and_nothing_is_requested(dataset, tmp_path):
         assert EVIL in found.text.split(part, 1)[1]
 
 
+def test_the_page_is_whole_without_scripts_and_network(dataset, tmp_path):
+    """Each attribute that a browser may fetch holds its data or points into the page; nothing waits to be shown."""
+    page = page_of([make_run(tmp_path / "run", dataset, shifts={"plain": 1, EVIL: None})], tmp_path)
+    found = Elements(page)
+    fetched = {"src", "href", "xlink:href", "srcset", "data", "poster", "background", "action", "formaction", "ping"}
+    values = [value for _, attrs in found.tags for name, value in attrs.items() if name in fetched]
+    assert values
+    assert [value for value in values if not value.startswith(("data:image/png;base64,", "#"))] == []
+    assert [attrs["http-equiv"] for _, attrs in found.tags if "http-equiv" in attrs] == ["Content-Security-Policy"]
+    assert [tag for tag, _ in found.tags][:4] == ["html", "head", "meta", "meta"], (
+        "the policy comes before what it rules"
+    )
+    assert not re.search(r"@import|url\(|display:\s*none|visibility:\s*hidden", found.style)
+    assert "hidden" not in {name for _, attrs in found.tags for name in attrs}
+    for part in ("Scores", "0.375 ± 0.530", "Cases", "Dice of every case and run", "Training", "Recipe"):
+        assert part in found.text
+
+
 def test_policy_allows_this_style_alone(dataset, tmp_path):
     found = Elements(page_of([make_run(tmp_path / "run", dataset)], tmp_path))
     policy = next(attrs["content"] for tag, attrs in found.tags if attrs.get("http-equiv") == "Content-Security-Policy")
@@ -367,9 +385,23 @@ def test_equal_differences_leave_no_doubt():
     [({0: {"a": 0.0, "b": 1.0}}, {0: {"a": 0.0, "b": 0.0}}), ({0: {"a": 0.0}, 1: {"a": 1.0}}, {0: {"a": 0.0}})],
 )
 def test_two_values_by_hand(ours, baseline):
-    """Drawn twice from 0 and 1: means 0, 0.5, 1 with chances 1/4, 1/2, 1/4, stretched by sqrt(2) about 0.5."""
+    """Drawn once from 0 and 1: either, with the same chance."""
     found = statistics.paired_difference(ours, baseline)
-    assert [found.mean, found.low, found.high] == pytest.approx([0.5, 0.5 - 0.5**0.5, 0.5 + 0.5**0.5])
+    assert [found.mean, found.low, found.high] == [0.5, 0, 1]
+
+
+def test_three_values_by_hand():
+    """Drawn twice from 0, 0 and 1: means 0, 0.5, 1 with chances 4/9, 4/9, 1/9."""
+    found = statistics.paired_difference({0: {"a": 0, "b": 0, "c": 1}}, {0: dict.fromkeys("abc", 0)}, level=0.7)
+    assert [found.mean, found.low, found.high] == pytest.approx([1 / 3, 0, 0.5])
+
+
+def test_a_missed_case_raises_neither_end_of_the_interval():
+    """Nor does it where the missed case was the one that made the interval wide."""
+    baseline, ours = {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.0}, {"a": 0.53, "b": 0.53, "c": 0.53, "d": 1.0}
+    before, after = (statistics.paired_difference({0: side}, {0: baseline}) for side in (ours, {**ours, "d": 0.0}))
+    assert after.low <= before.low
+    assert after.high <= before.high
 
 
 def test_hard_cases_cancel_because_they_are_paired():

@@ -4,6 +4,8 @@
 
 - both masks empty: *not applicable*. Every measure is an empty cell, no mean contains it, the summary counts it;
 - one mask empty: *failed*. Dice, Jaccard and NSD are 0, every distance is inf;
+- a prediction without any class, of a reference that has one: *failed* in every class, also in those that the reference
+  lacks. Otherwise a mask that found nothing would be right about all of these, and score better than a poor one;
 - no prediction at all: *missing*. Scored as failed even where the reference is empty: silence is not a correct answer;
 - the summary's mean and median contain every applicable row, also the failed ones: one failed row makes the mean
   distance inf. A mean over the finite distances alone is given nowhere: it falls when a difficult case is missed;
@@ -12,8 +14,7 @@
   cases: a missing case in a small volume would otherwise pull the mean down.
 
 So if a prediction is removed, or is emptied where the reference is not, no mean or median can get better and no count
-of failures can fall. An empty prediction where the reference is empty too is right, and may score better than a false
-one.
+of failures can fall. An empty prediction of a scan without any class is right, and may score better than a false one.
 """
 
 import csv
@@ -102,8 +103,11 @@ def score_case(
     Raises:
         UserError: shapes differ.
     """
+    if prediction is not None:
+        _require_shape(case, prediction, reference)
     counted = reference != ignore_label if ignore_label is not None else np.ones(reference.shape, bool)
     spacing_mm = tuple(float(step) for step in spacing_mm)
+    silent = prediction is not None and _silent(prediction, reference, counted, classes)
     scores = []
     for value, label in classes.items():
         mask_r = (reference == value) & counted
@@ -112,9 +116,8 @@ def score_case(
             values = _worst(tolerance_mm)
             volume = None
         else:
-            _require_shape(case, prediction, reference)
             mask_p = (prediction == value) & counted
-            status = _status(mask_p, mask_r)
+            status = "failed" if silent else _status(mask_p, mask_r)
             values = _values(status, mask_p, mask_r, spacing_mm, tolerance_mm)
             volume = volume_ml(mask_p, spacing_mm)
         scores.append(
@@ -147,10 +150,10 @@ def definitions(scores: Sequence[Score], tolerance_mm: float = TOLERANCE_MM) -> 
         "  assd = mean of both lists pooled.\n"
         f"nsd: share of the border voxels of both masks within {tolerance_mm:g} mm of the other border.\n"
         f"Spacing: {_spacings(scores)}.\n"
-        "Failed (one mask empty, or the prediction missing): dice, jaccard, nsd 0, distances inf; mean and median\n"
-        "  contain them. mean_failed_as_diagonal: failed distances set to the diagonal of the volume (reference\n"
-        "  empty: the largest of all). Not applicable (both masks empty): in no mean. std: sample standard deviation\n"
-        "  over cases. One-slice volumes: distances in the plane."
+        "Failed (one mask empty, the prediction missing, or of no class at all where the reference has one): dice,\n"
+        "  jaccard, nsd 0, distances inf; mean and median contain them. mean_failed_as_diagonal: failed distances set\n"
+        "  to the diagonal of the volume (reference empty: the largest of all). Not applicable (both masks empty): in\n"
+        "  no mean. std: sample standard deviation over cases. One-slice volumes: distances in the plane."
     )
 
 
@@ -184,6 +187,12 @@ _SUMMARY_COLUMNS = (
     *("class", "measure", "n", "mean", "std", "median", "mean_failed_as_diagonal"),
     *("failed", "missing", "not_applicable"),
 )
+
+
+def _silent(prediction: NDArray[Any], reference: NDArray[Any], counted: Mask, classes: Iterable[int]) -> bool:
+    """Whether the prediction has no voxel of any class, and the reference has some."""
+    found, present = (np.isin(labels, list(classes)) & counted for labels in (prediction, reference))
+    return bool(present.any() and not found.any())
 
 
 def _status(prediction: Mask, reference: Mask) -> Status:
@@ -290,6 +299,11 @@ def csv_rows(rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet takes a cell for a formula, or an apostrophe alone keeps it from that."""
+    return text.lstrip("'").lstrip().startswith(("=", "+", "-", "@"))
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""
@@ -297,8 +311,7 @@ def _cell(value: object) -> str:
         assert not math.isnan(value), "a score is a number, inf or not applicable, never NaN"
         return repr(float(value))
     text = str(value)
-    # a spreadsheet takes such a text for a formula; the apostrophe makes it text again
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if is_formula(text) else text
 
 
 def _shown(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,14 @@ def paired_difference(ours: Scores, baseline: Scores, level: float = 0.95, seed:
 
     A resample draws the cases anew, the same ones for both sides (the same patient is hard or easy for both), and the
     seeds of each side anew, apart (equal seeds do not make two methods' runs alike). Resampling rows and columns of a
-    table is the pigeonhole bootstrap (Owen 2007, doi:10.1214/07-AOAS122). A plain bootstrap of n things spreads
-    sqrt((n-1)/n) of what it should, so each side's seeds and the cases are stretched by sqrt(n/(n-1)). In simulations
-    with 3 to 5 seeds and 8 to 20 cases the 95 % interval held the truth in 90 to 98 % of the trials. With one seed it
-    speaks of these two trainings only: the spread between trainings cannot be seen.
+    table is the pigeonhole bootstrap (Owen 2007, doi:10.1214/07-AOAS122). Of n things it draws n - 1: n would spread
+    sqrt((n-1)/n) of what they should, which for few seeds is far too little (Hesterberg 2015, narrowness bias,
+    doi:10.1080/00031305.2015.1089789). A score never has a negative weight, so if one of ours falls, the mean falls and
+    no end of the interval rises: a missed case makes nothing look better.
+
+    In simulations with 3 to 5 seeds and 8 to 20 cases the 95 % interval held the truth in 87 to 97 % of the trials,
+    with 2 seeds in 71 (where seeds decide nearly all) to 96 %. With one seed it speaks of these two trainings only: the
+    spread between trainings cannot be seen.
 
     Args:
         ours, baseline: finite scores; every seed of both holds the same cases.
@@ -47,24 +52,21 @@ def paired_difference(ours: Scores, baseline: Scores, level: float = 0.95, seed:
     cases = _common_cases(ours, baseline)
     a, b = _table(ours, cases), _table(baseline, cases)
     rng = np.random.default_rng(seed)
-    means = np.array([_resampled_mean(a, b, rng) for _ in range(_RESAMPLES)])
+    of_cases = _weights(len(cases), rng)
+    means = _resampled(a, of_cases, rng) - _resampled(b, of_cases, rng)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(a.mean() - b.mean()), float(low), float(high), len(cases), min(len(a), len(b)))
 
 
-def _resampled_mean(a: NDArray[np.float64], b: NDArray[np.float64], rng: np.random.Generator) -> float:
-    """One resample of the mean of a - b; a and b are (seeds, cases)."""
-    num_cases = a.shape[1]
-    weights = _stretched(np.bincount(rng.integers(num_cases, size=num_cases), minlength=num_cases))
-    sides = [_stretched(np.bincount(rng.integers(len(s), size=len(s)), minlength=len(s))) for s in (a, b)]
-    return float(sides[0] @ a @ weights - sides[1] @ b @ weights)
+def _resampled(scores: NDArray[np.float64], of_cases: NDArray[np.float64], rng: np.random.Generator) -> Any:
+    """Mean of a (seeds, cases) table by resample."""
+    return np.sum((_weights(len(scores), rng) @ scores) * of_cases, axis=1)
 
 
-def _stretched(counts: NDArray[np.intp]) -> NDArray[np.float64]:
-    """How often each was drawn, as weights of sum 1, their departure from equal weights times sqrt(n/(n-1))."""
-    n = len(counts)
-    equal = np.full(n, 1 / n)
-    return equal if n == 1 else equal + np.sqrt(n / (n - 1)) * (counts / n - equal)
+def _weights(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(resamples, n): the share of the n - 1 draws that each one got; of one, all of them."""
+    draws = max(1, n - 1)
+    return rng.multinomial(draws, np.full(n, 1 / n), size=_RESAMPLES) / draws
 
 
 def _common_cases(ours: Scores, baseline: Scores) -> list[str]:

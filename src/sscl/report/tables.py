@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sscl.core.errors import UserError
-from sscl.metrics.table import is_distance
+from sscl.metrics.table import is_distance, is_formula
 
 Row = Mapping[str, str]
 
@@ -116,4 +116,4 @@ def _cell(measure: str, row: Row | None) -> dict[str, str]:
 
 def _plain(text: str) -> str:
     """Without the apostrophe that keeps a spreadsheet from taking a text for a formula."""
-    return text[1:] if text.startswith("'") and text[1:].lstrip().startswith(("=", "+", "-", "@")) else text
+    return text[1:] if text.startswith("'") and is_formula(text) else text
