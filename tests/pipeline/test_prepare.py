@@ -71,7 +71,8 @@ def la_benchmark(root: Path, number: int, order: list[int] | None = None) -> Pat
 
 
 def stored(out: Path) -> dict[str, NDArray[Any]]:
-    return {path.name.removesuffix(".b2nd"): blosc2.open(str(path))[:] for path in sorted((out / "store").iterdir())}
+    files = sorted((out / "store").glob("*.b2nd"))
+    return {path.name.removesuffix(".b2nd"): blosc2.open(str(path))[:] for path in files}
 
 
 def lists(out: Path) -> dict[str, list[str]]:

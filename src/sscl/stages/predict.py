@@ -1,5 +1,6 @@
 """`sscl predict`: scans to masks on their own grid, with a run or an exported model, offline."""
 
+import io
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -141,7 +142,9 @@ def _predict_case(model: Model, case: str, paths: Sequence[Path], out: Path, opt
         label = largest_components(torch.from_numpy(label).long().unsqueeze(0))[0].numpy()
     if options.probabilities:
         maps = np.stack([from_ras(channel, scan) for channel in on_grid(p, ras, plan)]).astype(np.float16)
-        write_atomic(out / f"{case}.npz", lambda file: np.savez_compressed(file, probabilities=maps))
+        packed = io.BytesIO()
+        np.savez_compressed(packed, probabilities=maps)
+        write_atomic(out / f"{case}.npz", lambda file: file.write(packed.getbuffer()))
     write_label(out / f"{case}.nii.gz", from_ras(label, scan), scan)
 
 

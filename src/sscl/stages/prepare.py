@@ -11,6 +11,7 @@ from typing import Any
 
 from sscl.core.errors import UserError
 from sscl.core.files import read_object, write_json
+from sscl.core.memory import main_memory_bytes
 from sscl.core.plan import Plan, Spacing
 from sscl.data.check import check_assumed_size, check_masks, labels_from_values
 from sscl.data.layouts import discover
@@ -22,7 +23,7 @@ from sscl.data.promises import check_promises, require_masks
 from sscl.data.published_lists import leak, with_published_lists
 from sscl.data.source import Source
 from sscl.data.split import Split
-from sscl.data.store import write_case
+from sscl.data.store import write_case, write_digests
 from sscl.stages.assign import announce, check_copies, choose, digests, is_h5, relative
 from sscl.stages.cases import crop_cases, image_of, label_of, pair_of, require_masks_to_crop, warn
 from sscl.stages.dataset import open_dataset
@@ -179,16 +180,17 @@ def _fill(store: Path, found: Source, split: Split, plan: Plan) -> None:
     """Preprocess and write the labelled and unlabelled cases. The masks of the latter stay closed."""
     store.mkdir()
     labelled = frozenset(split.labelled)
+    written: dict[str, str] = {}
     for case in (*split.labelled, *split.unlabelled):
         where = str(found.cases[case].images[0])
         image, label = image_of(found, case, plan.spacing_if_missing_mm), None
         if case in labelled:
             label = resample_label(label_of(found, case, image, plan.spacing_if_missing_mm), plan)
         try:
-            array = preprocess(image, plan)
+            written |= write_case(store, case, preprocess(image, plan), label)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        write_case(store, case, array, label)
+    write_digests(store, written)
     logger.info("stored %d cases", len(split.labelled) + len(split.unlabelled))
 
 
@@ -223,8 +225,6 @@ def _memory_gb() -> float:
     and larger machines then plan alike.
     """
     import torch
-
-    from sscl.stages.device import main_memory_bytes
 
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, PositiveInt
 
 from sscl.core.config import Config
 from sscl.core.errors import UserError, unknown
+from sscl.core.files import read_yaml
 
 All = Literal["all"]
 
@@ -146,10 +146,7 @@ def find_suite(name: str) -> Suite:
         raise unknown("suite", name, SUITES)
     if not path.is_file():
         raise UserError(f"{path} does not exist. Name a YAML file, or one of {', '.join(SUITES)}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]}).") from None
+    values = read_yaml(path)
     if not isinstance(values, dict) or not isinstance(values.get("rows"), list):
         raise UserError(f"{path}: expected title, preset and a list of rows, each with method and masks.")
     rows = [row for entry in values["rows"] for row in _rows(entry, path)]
