@@ -40,7 +40,7 @@ def write_case(
             f"intensities up to {largest:.4g} after preprocessing, and the store holds at most {most:.0f}. Use "
             "--set scaling=zscore, or a window."
         )
-    arrays = {f"{case_id}.image.b2nd": image.astype(np.float16)}
+    arrays: dict[str, NDArray[np.generic]] = {f"{case_id}.image.b2nd": image.astype(np.float16)}
     if label is not None:
         arrays[f"{case_id}.label.b2nd"] = label
     return {name: _write(folder / name, array) for name, array in arrays.items()}

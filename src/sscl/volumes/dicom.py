@@ -64,8 +64,10 @@ def patient_of(folder: Path) -> str | None:
     None: it holds none, or is no readable DICOM file.
     """
     first = next((path for path in _files(folder) if _is_dicom(path) and path.is_file()), None)
+    if first is None:
+        return None
     try:
-        item = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"]) if first else {}
+        item = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"])
         return str(item.get("PatientID") or "").strip() or None
     except Exception:  # whatever a parser meets in damaged bytes; reading the series says so
         return None
