@@ -15,6 +15,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,8 +72,9 @@ def entry(
 # The sound set
 
 
+@cache
 def volume(seed: int) -> tuple[Array, Array]:
-    """A body, in it the organ (an egg) and something as bright that is none; noise. int16 and uint8."""
+    """Read only: a body, in it the organ (an egg) and something as bright that is none; noise. int16 and uint8."""
     rng = np.random.default_rng(seed)
     x, y, z = np.indices(SHAPE)
     cx, cy, cz = np.array([24, 17, 14]) + rng.uniform(-2, 2, 3)
@@ -81,7 +83,9 @@ def volume(seed: int) -> tuple[Array, Array]:
     body = ((x - 20) / 19) ** 2 + ((y - 20) / 19) ** 2 + ((z - 16) / 15) ** 2 < 1
     other = (abs(x - 9) < 3) & (abs(y - 28) < 3) & (abs(z - 20) < 4)
     values = 200 + 120 * body + 300 * (organ | other) + rng.normal(0, 60, SHAPE)
-    return values.astype(np.int16), organ.astype(np.uint8)
+    image, label = values.astype(np.int16), organ.astype(np.uint8)
+    image.flags.writeable = label.flags.writeable = False
+    return image, label
 
 
 def nifti(array: Array, affine: Array = GRID, codes: tuple[int, int] = (1, 1)) -> nibabel.Nifti1Image:
@@ -95,9 +99,12 @@ def nifti(array: Array, affine: Array = GRID, codes: tuple[int, int] = (1, 1)) -
 def put(path: Path, content: nibabel.Nifti1Image | bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = content.encode() if isinstance(content, str) else content
-    if not isinstance(raw, bytes):
-        raw = raw.to_bytes() if path.suffix == ".nii" else gzip.compress(raw.to_bytes(), 6, mtime=0)
-    path.write_bytes(raw)
+    path.write_bytes(raw if isinstance(raw, bytes) else packed(raw, path.suffix))
+
+
+def packed(image: nibabel.Nifti1Image, suffix: str = ".gz") -> bytes:
+    raw: bytes = image.to_bytes()
+    return raw if suffix == ".nii" else gzip.compress(raw, 6, mtime=0)
 
 
 def describe(root: Path, **changes: Any) -> None:
@@ -116,12 +123,20 @@ def divide(root: Path, train: Sequence[str] = LABELLED[:6], unlabelled: Sequence
     put(root / "splits_final.json", json.dumps([fold], indent=2))
 
 
-def sound(root: Path) -> None:
+@cache
+def sound_files() -> dict[str, bytes]:
+    files = {}
     for seed, case in enumerate((*LABELLED, *UNLABELLED)):
         image, label = volume(seed)
-        put(root / ("imagesTr" if case in LABELLED else "imagesTs") / f"{case}_0000.nii.gz", nifti(image))
+        files[f"{'imagesTr' if case in LABELLED else 'imagesTs'}/{case}_0000.nii.gz"] = packed(nifti(image))
         if case in LABELLED:
-            put(root / f"labelsTr/{case}.nii.gz", nifti(label))
+            files[f"labelsTr/{case}.nii.gz"] = packed(nifti(label))
+    return files
+
+
+def sound(root: Path) -> None:
+    for name, content in sound_files().items():
+        put(root / name, content)
     describe(root)
     divide(root)
 

@@ -40,7 +40,7 @@ def test_the_catalogue_is_whole() -> None:
         "V": 7,
         "X": 5,
     }
-    assert Counter(entry.must for entry in CATALOGUE.values()) == {"refuse": 53, "warn": 11, "work": 8, "same": 10}
+    assert Counter(entry.must for entry in CATALOGUE.values()) == {"refuse": 52, "warn": 10, "work": 9, "same": 11}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -56,6 +56,7 @@ def test_an_entry(tmp_path: Path, name: str, sound_digest: str) -> None:
         made.chmod(0o755)
 
 
+@pytest.mark.slow  # a process that imports torch
 def test_a_refusal_takes_little_time_and_memory(tmp_path: Path) -> None:
     """The whole program on the file that unpacks to 256 MB."""
     root = make(CATALOGUE["F10"], tmp_path / "set")

@@ -73,8 +73,8 @@ def _loaded(path: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # whatever torch meets in bytes that it did not write
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: not a checkpoint of tensors and numbers, so it is unsafe and was not loaded ({said}). Get the run "
-            "from its source again, or train anew."
+            f"{path}: not a checkpoint of tensors and numbers, so it is unsafe and was not loaded ({said}). Get the "
+            "run from its source again, or train anew."
         ) from None
     return state
 

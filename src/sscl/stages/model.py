@@ -172,8 +172,9 @@ def _from_run(run: Path, recipe: Recipe) -> tuple[Method, int]:
 def _card(path: Path) -> dict[str, Any]:
     if path.is_file():
         raise UserError(
-            f"{path}: a file, and a model is a folder with {WEIGHTS} and {CARD}, as `sscl export` writes it. Checkpoints "
-            "and archives of other programs are unsafe and never opened: they may run code or write outside their folder."
+            f"{path}: a file, and a model is a folder with {WEIGHTS} and {CARD}, as `sscl export` writes it. "
+            "Checkpoints and archives of other programs are unsafe and never opened: they may run code, or write "
+            "outside their folder."
         )
     if not (path / CARD).exists():
         raise UserError(

@@ -14,6 +14,7 @@ import torch
 from sscl.core.errors import UserError, unknown
 from sscl.core.files import read_object, sha256, write_atomic
 from sscl.core.plan import Plan
+from sscl.data.check import check_image
 from sscl.data.layouts import scans_in
 from sscl.data.preprocess import on_grid, preprocess, restore
 from sscl.engine.run import RECIPE, read_recipe
@@ -130,6 +131,10 @@ def _predict_case(model: Model, case: str, paths: Sequence[Path], out: Path, opt
     plan, place = options.plan, options.place
     scan = read_image(list(paths), len(plan.channels), plan.spacing_if_missing_mm)
     ras = to_ras(scan)
+    for finding in check_image(ras, str(paths[0])):
+        if finding.fatal:
+            raise UserError(finding.message)
+        log.warning(finding.message)
     image = torch.from_numpy(preprocess(ras, plan))
     with torch.autocast(place.type, torch.bfloat16, enabled=options.precision == "bf16"):
         p = sliding_window(
