@@ -20,8 +20,8 @@ from sscl.stages.model import export
 from sscl.stages.train import Cost
 
 COMMANDS = [
-    "prepare", "train", "export", "info", "predict", "evaluate", "report", "figures", "demo", "benchmark", "compare",
-    "doctor", "methods",
+    "check", "prepare", "train", "export", "info", "predict", "evaluate", "report", "figures", "demo", "benchmark",
+    "compare", "doctor", "methods",
 ]  # fmt: skip
 Streams = pytest.CaptureFixture[str]
 
@@ -50,7 +50,7 @@ def test_help_lists_every_command_and_every_command_has_help(capsys: Streams) ->
 def test_every_option_is_explained() -> None:
     arguments = [
         (name, argument.name, argument.parameter.help)
-        for name in ("prepare", "train", "predict", "evaluate", "demo", "benchmark", "compare", "figures")
+        for name in ("check", "prepare", "train", "predict", "evaluate", "demo", "benchmark", "compare", "figures")
         for argument in cli.app[name].assemble_argument_collection(parse_docstring=True)
     ]
     assert len(arguments) > 40

@@ -100,7 +100,8 @@ def pancreas(root: Path, numbers: tuple[int, ...], masks: str = "TCIA_pancreas_l
 
 
 def stored(out: Path) -> dict[str, NDArray[Any]]:
-    return {path.name.removesuffix(".b2nd"): blosc2.open(str(path))[:] for path in sorted((out / "store").iterdir())}
+    files = sorted((out / "store").glob("*.b2nd"))
+    return {path.name.removesuffix(".b2nd"): blosc2.open(str(path))[:] for path in files}
 
 
 def bright(image: NDArray[Any]) -> NDArray[np.bool_]:

@@ -3,13 +3,15 @@
 from functools import partial
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 
 from sscl.core.errors import UserError
+from sscl.core.files import sha256
 from sscl.core.plan import Plan
 from sscl.data.patches import Draw, Loaded, PatchLoader
-from sscl.data.store import CaseStore, write_case
+from sscl.data.store import CaseStore, write_case, write_digests
 from sscl.data.workers import _Draws, batches_ahead
 
 IMAGE = np.random.default_rng(0).normal(size=(2, 50, 37, 33)).astype(np.float32)
@@ -81,6 +83,48 @@ def test_an_unlabelled_case_has_no_label(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["a.image.b2nd", "a.label.b2nd", "b.image.b2nd"]
     with pytest.raises(UserError, match=r"b\.label\.b2nd: missing or damaged"):
         CaseStore(folder).label("b")
+
+
+def damage_in_silence(path: Path) -> None:
+    """Change one byte so that blosc2 reads other voxels without an error."""
+    sound = path.read_bytes()
+    for at in range(len(sound) // 2, len(sound)):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+        try:
+            if (blosc2.open(str(path))[:] != IMAGE.astype(np.float16)).any():
+                return
+        except RuntimeError:
+            continue
+    pytest.fail("blosc2 noticed every change")
+
+
+def test_a_changed_byte_is_found_by_its_digest(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """blosc2 gives other voxels for it, and says nothing."""
+    CaseStore(folder).image("a")
+    assert "the store has no digests" in caplog.text
+    write_digests(folder, {path.name: sha256(path) for path in folder.glob("*.b2nd")})
+    np.testing.assert_array_equal(CaseStore(folder).image("a")[:], IMAGE.astype(np.float16))
+    path = folder / "a.image.b2nd"
+    damage_in_silence(path)
+    for memory_bytes in (0, 2_000_000_000):
+        with pytest.raises(UserError, match=r"a\.image\.b2nd: missing or damaged \(its digest"):
+            CaseStore(folder, memory_bytes).image("a")
+
+
+def test_a_file_that_would_run_code_is_refused(folder: Path) -> None:
+    operands = [blosc2.asarray(np.ones((4, 4)), urlpath=str(folder / f"{name}.b2nd"), mode="w") for name in "xy"]
+    (operands[0] + operands[1]).save(str(folder / "a.image.b2nd"), mode="w")
+    with pytest.raises(UserError, match=r"a\.image\.b2nd: missing or damaged"):
+        CaseStore(folder).image("a")
+
+
+def test_intensities_that_float16_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"up to 7e\+04 .* at most 65504"):
+        write_case(tmp_path, "a", np.full((1, 2, 2, 2), -7e4, np.float32), None)
+
+
+def test_a_crop_reads_blocks_of_its_own_size(folder: Path) -> None:
+    assert blosc2.open(str(folder / "a.image.b2nd")).blocks == (1, 32, 32, 32)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])

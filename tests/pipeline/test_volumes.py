@@ -17,6 +17,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from sscl.core.errors import UserError
+from sscl.volumes.dicom import patient_of
 from sscl.volumes.files import case_stem, is_volume, read_image, read_label, write_label
 from sscl.volumes.geometry import from_ras, same_grid, to_ras
 from sscl.volumes.volume import Volume
@@ -121,7 +122,8 @@ def test_the_header_of_the_scan_is_kept(tmp_path):
     image.set_qform(AFFINE, code=1)
     image.set_sform(AFFINE, code=4)
     image.header.set_xyzt_units("mm", "sec")
-    image.header["descrip"] = b"scanner 7"
+    for field in ("descrip", "aux_file", "db_name", "data_type", "intent_name"):
+        image.header[field] = b"Doe^Jane"
     image.header.set_slope_inter(2, -5)
     image.header["cal_max"] = 90
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(image.to_bytes(), mtime=0))
@@ -133,7 +135,7 @@ def test_the_header_of_the_scan_is_kept(tmp_path):
     header = mask.header
     assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 4)
     assert header.get_xyzt_units() == ("mm", "sec")
-    assert header["descrip"].item() == b"scanner 7"
+    assert b"Doe" not in gzip.decompress((tmp_path / "m.nii.gz").read_bytes())  # whoever it is, the mask does not tell
     assert header["cal_max"] == 0
     assert mask.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(mask.get_fdata(), label)  # scl_slope and scl_inter do not act on the mask
@@ -555,6 +557,48 @@ def test_a_broken_slice_is_refused_not_left_out(tmp_path, content):
     (folder / "1.2.3-06.dcm").write_bytes(content)
     with pytest.raises(UserError, match=r"1\.2\.3-06\.dcm"):
         read_image([folder], 1)
+
+
+def edited(path: Path, **values: object) -> None:
+    item = pydicom.dcmread(path)
+    for name, value in values.items():
+        setattr(item, name, value)
+    item.save_as(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({"RescaleSlope": 0}, "rescaling"),
+        ({"PixelSpacing": [-2, 0.5]}, "spacing"),
+        ({"ImageOrientationPatient": [0.5, 0, 0, 0, 1, 0]}, "direction"),
+        ({"ImagePositionPatient": [13, -20, -21]}, "3.000 mm beside the line"),
+        ({"Rows": 7}, "Rows is"),
+    ],
+)
+def test_a_slice_that_does_not_fit_is_refused(tmp_path, values, cause):
+    folder = series(tmp_path / "ct", np.eye(3))
+    edited(folder / "1.2.3-03.dcm", **values)
+    with pytest.raises(UserError, match=rf"1\.2\.3-03\.dcm: .*{cause}"):
+        read_image([folder], 1)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("gone")])
+def test_a_slice_that_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
+    folder = series(tmp_path / "ct", np.eye(3))
+    make(folder / "x.dcm")
+    with pytest.raises(UserError, match=r"x\.dcm: not a file"):
+        read_image([folder], 1)
+
+
+def test_the_patient_of_a_series(tmp_path):
+    folder = series(tmp_path / "ct", np.eye(3))
+    assert patient_of(folder) is None
+    for path in folder.iterdir():
+        edited(path, PatientID=" 17 ")
+    assert patient_of(folder) == "17"
+    (folder / "0.dcm").write_bytes(b"no slice")
+    assert patient_of(folder) is None
 
 
 def test_a_folder_without_slices_is_refused(tmp_path):

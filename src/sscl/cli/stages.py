@@ -1,5 +1,6 @@
 """The commands that are one stage each: arguments in, stage out."""
 
+from json import dumps
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,62 @@ from sscl.core.errors import UserError
 
 NEW_SCANS = ("NEW_SCANS", "-o", "masks")
 """What `predict` is told where there are no test cases."""
+
+
+@app.command
+def check(
+    source: Path,
+    /,
+    *,
+    out: Out | None = None,
+    json: bool = False,
+    preset: str | None = None,
+    split: Path | None = None,
+    labelled: str | None = None,
+    unlabelled: str | None = None,
+    development: str | None = None,
+    test: str | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+    set_: Settings = (),
+) -> None:
+    """Tell everything that is wrong with a folder of scans and masks; it is left untouched. Exit code 2 for errors.
+
+    Damaged files, geometry, label values, intensities, copies, leaks between the lists, masks that look misplaced.
+    `sscl prepare` begins with the same and stops at errors. The masks of unlabelled cases stay closed.
+
+    Args:
+        source: The folder, as it is.
+        out: JSON file to keep the findings in; given again, files that did not change are not read again.
+        json: Print the findings as JSON.
+        preset: As for prepare.
+        split: As for prepare.
+        labelled: As for prepare. Without any of these, every case with a mask counts as labelled.
+        unlabelled: As for prepare.
+        development: As for prepare.
+        test: As for prepare.
+        images: As for prepare.
+        labels: As for prepare.
+        set_: As for prepare.
+    """
+    from sscl.stages.check import check as run
+    from sscl.stages.check import level
+
+    result = run(
+        source, out, preset=preset, split_file=split, labelled=number_or_range(labelled),
+        unlabelled=number_or_range(unlabelled), development=development, test=test, images=images, labels=labels,
+        settings=parse_settings(set_),
+    )  # fmt: skip
+    if json:
+        say(dumps(result.to_json(), indent=1))
+    else:
+        if result.findings:
+            table([["level", "finding"], *([level(finding), finding.message] for finding in result.findings)])
+        errors, cases = result.errors, sum(result.cases.values())
+        again = f" ({result.unchanged} unchanged since the last check)" if result.unchanged else ""
+        say(f"{source}: {cases} cases{again}, {errors} errors, {len(result.findings) - errors} warnings")
+    if result.errors:
+        raise SystemExit(2)
 
 
 @app.command

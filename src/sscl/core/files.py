@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,27 +9,57 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import yaml
+
 from sscl.core.errors import UserError
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` on a temporary file beside `path`, flush it to disk, then rename it to `path`.
+class _Sink:
+    """A file that is written from its start to its end, and the digest of what should be in it."""
 
-    A crash or a full disk at any moment leaves the old file, or none, never half of the new one.
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def write_atomic(path: Path, write: Callable[[Any], object]) -> str:
+    """Call `write` on a temporary file beside `path`, flush it to disk, read it back, then rename it to `path`.
+
+    A crash or a full disk at any moment leaves the old file, or none, never half of the new one. The file has `write`
+    and `flush`, no more: it cannot be sought in.
+
+    Returns:
+        SHA-256 of what was written, hexadecimal.
+
+    Raises:
+        OSError: it cannot be written, or the disk gives other bytes back.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            write(file)
+            sink = _Sink(file)
+            write(sink)
             file.flush()
             os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # so that it is read from the disk, not from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        digest = sink.digest.hexdigest()
+        if sha256(temporary) != digest:
+            raise OSError(errno.EIO, "the disk gives back other bytes than were written", str(path))
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+    return digest
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,17 +78,44 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: it cannot be read or is not JSON; names the line.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text. Save it as UTF-8 JSON.") from None
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}: is not valid JSON: {error.msg}, line {error.lineno}, column {error.colno}. Mend that line, "
             "or make the file again."
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{path}: is JSON that cannot be read: {error}. Make the file again.") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Plain values of a YAML file; a tag that would make anything else is refused.
+
+    Raises:
+        UserError: it cannot be read or is not such a file.
+    """
+    text = read_text(path)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged, or not plain YAML ({said}). Mend it.") from None
+
+
+def read_text(path: Path) -> str:
+    """UTF-8, with or without a byte-order mark.
+
+    Raises:
+        UserError: it cannot be read, or is no such text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text. Save it as UTF-8.") from None
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:

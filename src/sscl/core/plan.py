@@ -28,8 +28,8 @@ class Plan(Config):
 
     channels: tuple[str, ...]
     """Names of the image channels, in order."""
-    labels: tuple[str, ...] = Field(min_length=2)
-    """Names of the classes; their index is the label value; the first is the background."""
+    labels: tuple[str, ...] = Field(min_length=2, max_length=127)
+    """Names of the classes; their index is the label value; the first is the background. Stored as int8."""
     ignore_label: int | None = None
     """The value of nnU-Net's `ignore` label in mask files, if the data set has one."""
     spacing_mm: Spacing

@@ -1,14 +1,14 @@
 """What a scan and its mask must be, beyond what reading one file tells, before anything is trained on them.
 
-A new rule is one function and one entry in a table.
+A new rule is one function and one entry in a table. What all cases together must be: check_set.py.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from sscl.core.errors import UserError
 from sscl.volumes.geometry import same_grid
 from sscl.volumes.volume import Volume
 
@@ -18,7 +18,7 @@ _SAMPLE = 100_000
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a file, why that matters or how to mend it."""
+    """What is wrong with a file, why that matters or how to mend it. Not fatal: a warning."""
 
     message: str
     fatal: bool = True
@@ -33,91 +33,24 @@ class Pair:
     labels: Sequence[str] | None
     ignore_label: int | None
 
-    @property
+    @cached_property
     def values(self) -> tuple[int, ...]:
         """The values that the mask holds, without `ignore`."""
         return tuple(int(value) for value in np.unique(self.label.array) if value != self.ignore_label)
 
 
-def check_image(image: Volume, where: str) -> list[str]:
-    """Apply IMAGE_RULES; returns the warnings, each naming `where`.
-
-    Raises:
-        UserError: the first rule that the image breaks.
-    """
-    return _judge((rule(image) for rule in IMAGE_RULES), where)
+def check_image(image: Volume, where: str) -> list[Finding]:
+    """What IMAGE_RULES find, each message beginning with `where`."""
+    return _at(where, (rule(image) for rule in IMAGE_RULES))
 
 
-def check_pair(pair: Pair, where: str) -> list[str]:
-    """Apply PAIR_RULES; as `check_image`."""
-    return _judge((rule(pair) for rule in PAIR_RULES), where)
+def check_pair(pair: Pair, where: str) -> list[Finding]:
+    """What PAIR_RULES find."""
+    return _at(where, (rule(pair) for rule in PAIR_RULES))
 
 
-def check_masks(values: Collection[tuple[int, ...]], labels: Sequence[str], where: str) -> list[str]:
-    """All labelled masks together: some class must be there.
-
-    Raises:
-        UserError: every mask is empty.
-    """
-    present = set().union(*values)
-    missing = [name for value, name in enumerate(labels) if value and value not in present]
-    if len(missing) == len(labels) - 1:
-        raise UserError(
-            f"{where}: no foreground in any labelled mask: all are empty. Label the organ in at least one scan."
-        )
-    return [f"{where}: class '{name}' is in none of the labelled masks, so it cannot be learned." for name in missing]
-
-
-def check_assumed_size(
-    shapes: Mapping[str, tuple[int, int, int]], spacing_mm: Sequence[float], longest_xy: tuple[int, int]
-) -> list[str]:
-    """A warning where files without a voxel size have another number of voxels than such files with `spacing_mm` have.
-
-    shapes: of the scans that hold no voxel size, by file. longest_xy: see `sscl.data.presets.Preset`.
-    """
-    fewest, most = longest_xy
-    for file, shape in shapes.items():
-        if fewest <= max(shape[:2]) <= most:
-            continue
-        small, factor, guess = (True, 2.0, "half") if max(shape[:2]) < fewest else (False, 0.5, "full")
-        limit = f"fewer than {fewest}" if small else f"more than {most}"
-        other = ",".join(f"{factor * size:g}" for size in spacing_mm)
-        return [
-            f"{file}: {shape[0]} x {shape[1]} voxels in x and y, {limit}: it is probably of {guess} resolution, then "
-            f"add --set spacing_if_missing_mm={other}."
-        ]
-    return []
-
-
-def labels_from_values(values: Collection[tuple[int, ...]], where: str) -> tuple[str, ...]:
-    """Class names where nothing declares them: the masks' values, which must be 0, 1, 2, ...
-
-    Raises:
-        UserError: a gap, for instance 0 and 255.
-    """
-    present = sorted(set().union({0}, *values))
-    if present == [0, 255]:
-        raise UserError(f"{where}: the masks hold 0 and 255, as pictures do. Replace 255 by 1.")
-    if present != list(range(len(present))):
-        shown = ", ".join(str(value) for value in present[:8]) + (", ..." if len(present) > 8 else "")
-        raise UserError(
-            f"{where}: the masks hold the values {shown}; expected 0, 1, 2, ... without a gap. Renumber them."
-        )
-    if len(present) == 1:
-        raise UserError(
-            f"{where}: no foreground in any labelled mask: all are empty. Label the organ in at least one scan."
-        )
-    return ("background", *(f"label_{value}" for value in present[1:]))
-
-
-def _judge(findings: Iterable[Finding | None], where: str) -> list[str]:
-    warnings = []
-    for finding in findings:
-        if finding and finding.fatal:
-            raise UserError(f"{where}: {finding.message}")
-        if finding:
-            warnings.append(f"{where}: {finding.message}")
-    return warnings
+def _at(where: str, findings: Iterable[Finding | None]) -> list[Finding]:
+    return [replace(finding, message=f"{where}: {finding.message}") for finding in findings if finding]
 
 
 # Rules for one scan
@@ -136,6 +69,14 @@ def _no_outlier(image: Volume) -> Finding | None:
                 fatal=False,
             )
     return None
+
+
+def _plausible_size(image: Volume) -> Finding | None:
+    """Metres or micrometres taken for millimetres."""
+    longest = max(n * size for n, size in zip(image.shape, image.spacing_mm, strict=True))
+    if 5 < longest < 3000:
+        return None
+    return Finding(f"the scan is {longest:.4g} mm long: is the unit of its voxel size right?", fatal=False)
 
 
 # Rules for a scan with its mask
@@ -199,7 +140,7 @@ def _mm(volume: Volume) -> str:
     return "x".join(f"{size:.4g}" for size in volume.spacing_mm) + " mm"
 
 
-IMAGE_RULES: tuple[Callable[[Volume], Finding | None], ...] = (_no_outlier,)
+IMAGE_RULES: tuple[Callable[[Volume], Finding | None], ...] = (_no_outlier, _plausible_size)
 PAIR_RULES: tuple[Callable[[Pair], Finding | None], ...] = (
     _on_one_grid,
     _declared_values,

@@ -1,5 +1,6 @@
 """Folders as they are found: which scans there are, which have a mask, and what the folder says about them."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from sscl.data.published_layouts import MASKS_OF_FOLDERS, SCANS_OF_FOLDERS, fold
 from sscl.data.source import Case, Source
 from sscl.volumes.files import case_stem, is_volume
 
+log = logging.getLogger("sscl")
 _SCAN_FOLDERS = ("imagesTs", "imagesTr", "images")
 _MASK_FOLDERS = ("labels", "masks", "segmentations")
 
@@ -147,20 +149,23 @@ def _labels(declared: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], i
     if not isinstance(entries, dict) or not entries:
         raise UserError(f'{path}: labels is missing. Add, for instance, "labels": {{"background": 0, "organ": 1}}.')
     values: dict[int, str] = {}
-    turned = all(str(key).isdigit() for key in entries)
+    turned = all(_number(key) is not None for key in entries)
+    if turned and "channel_names" in declared:
+        log.warning("%s: labels are written value to name, as the Decathlon does; read all the same.", path)
     for key, entry in entries.items():
         name, value = (entry, key) if turned else (key, entry)
         if isinstance(value, list):
             raise UserError(
                 f"{path}: label '{name}' is {value}: regions are not supported. Give every class one value of its own."
             )
-        if isinstance(value, bool) or not str(value).isdigit():
+        number = _number(value)
+        if number is None:
             raise UserError(f"{path}: label '{name}' is {value!r}, expected a whole number from 0.")
-        if int(value) in values:
+        if number in values:
             raise UserError(
-                f"{path}: labels '{values[int(value)]}' and '{name}' have one value, {value}. Give each its own."
+                f"{path}: labels '{values[number]}' and '{name}' have one value, {value}. Give each its own."
             )
-        values[int(value)] = str(name)
+        values[number] = str(name)
     ignore = next((value for value, name in values.items() if name == "ignore"), None)
     if ignore is not None:
         del values[ignore]
@@ -169,6 +174,12 @@ def _labels(declared: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], i
             f"{path}: label values must be 0 (background), 1, 2, ... without a gap, found {sorted(values)}."
         )
     return tuple(values[value] for value in sorted(values)), ignore
+
+
+def _number(value: object) -> int | None:
+    """A small whole number, which JSON may hold as text; None for anything else."""
+    text = "" if isinstance(value, bool) else str(value)
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def _num_training(declared: Mapping[str, Any], path: Path) -> int | None:

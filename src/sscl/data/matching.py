@@ -1,13 +1,16 @@
 """Files to cases by their names: channels, masks, and what lies about."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from sscl.core.errors import UserError
-from sscl.volumes.files import case_stem, is_volume
+from sscl.core.errors import UserError, refuse
+from sscl.volumes.files import case_stem, is_volume, unknown_kind
 
+_NO_TEXT = ("Cc", "Cs")
+"""Unicode's control characters and halves of characters: a name that another system wrote in another encoding."""
 _JUNK = {"thumbs.db", "desktop.ini"}
 _NOTES = {".bval", ".bvec", ".csv", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml"}
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -19,6 +22,8 @@ def entries(folder: Path) -> list[Path]:
         found = sorted(folder.iterdir())
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}. Check its permissions.") from None
+    strange = [ascii(path.name) for path in found if any(unicodedata.category(sign) in _NO_TEXT for sign in path.name)]
+    refuse(f"{folder}: the name {name} holds bytes that are no text. Rename it." for name in strange)
     return [path for path in found if not path.name.startswith(".") and path.name.lower() not in _JUNK]
 
 
@@ -30,34 +35,34 @@ def volumes_in(folder: Path) -> dict[str, Path]:
         UserError: two files of one name, a broken link, a folder called like a file, or a file of unknown kind.
     """
     found: dict[str, Path] = {}
+    mistakes = []
     for path in entries(folder) if folder.is_dir() else ():
         if path.is_file() and path.suffix.lower() in _NOTES:
             continue
-        stem, target = _stem(path)
-        if stem in found:
-            raise UserError(
+        stem = case_stem(path)
+        if wrong := _no_volume(path):
+            mistakes.append(f"{path}: {wrong}")
+        elif stem in found:
+            mistakes.append(
                 f"{path}: duplicate: {found[stem].name} is there too, and both are case '{stem}'. Keep one."
             )
-        found[stem] = target
+        else:
+            found[stem] = path
+    refuse(mistakes)
     return found
 
 
-def _stem(path: Path) -> tuple[str, Path]:
+def _no_volume(path: Path) -> str | None:
+    """Why an entry of a folder of volumes is none."""
     if not path.exists():
-        raise UserError(f"{path}: is a link to a file that does not exist. Mend or remove it.")
-    if path.is_dir():
-        if case_stem(path) != path.name:
-            raise UserError(f"{path}: is a folder with the name of a file. Rename or remove it.")
-        if not is_volume(path):
-            raise UserError(
-                f"{path}: is a folder without DICOM files. If scans lie in it, name this folder; else take it away."
-            )
-        return path.name, path
+        return "is a link to a file that does not exist. Mend or remove it."
+    if path.is_dir() and case_stem(path) != path.name:
+        return "is a folder with the name of a file. Rename or remove it."
+    if path.is_dir() and not is_volume(path):
+        return "is a folder without DICOM files. If scans lie in it, name this folder; else take it away."
     if not is_volume(path):
-        raise UserError(
-            f"{path}: is not a volume of a known kind (ending '{path.suffix}'). Convert it, or move it elsewhere."
-        )
-    return case_stem(path), path
+        return f"{unknown_kind(path)} Convert it, or move it elsewhere."
+    return None
 
 
 def has_channel_suffix(stems: Collection[str], masks: Collection[str]) -> bool:
@@ -76,23 +81,25 @@ def group(stems: Mapping[str, Path], suffixed: bool, num_channels: int | None) -
     if not suffixed:
         return {stem: (path,) for stem, path in stems.items()}
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
+    mistakes = []
     for stem, path in stems.items():
-        match = _CHANNEL.fullmatch(stem)
-        if not match:
-            raise UserError(
+        if match := _CHANNEL.fullmatch(stem):
+            groups[match[1]][int(match[2])] = path
+        else:
+            mistakes.append(
                 f"{path}: the name lacks the channel, as in {stem}_0000, which the other scans have. Rename it."
             )
-        groups[match[1]][int(match[2])] = path
     for name, files in groups.items():
         wanted = range(num_channels or len(files))
         if sorted(files) != list(wanted):
             found, expected = (", ".join(f"_{index:04d}" for index in numbers) for numbers in (sorted(files), wanted))
-            raise UserError(f"{files[min(files)]}: case '{name}' has the channels {found}, expected {expected}.")
+            mistakes.append(f"{files[min(files)]}: case '{name}' has the channels {found}, expected {expected}.")
+    refuse(mistakes)
     return {name: tuple(files[index] for index in sorted(files)) for name, files in groups.items()}
 
 
 def refuse_orphans(masks: Mapping[str, Path], images: Iterable[str]) -> None:
-    for name in sorted(masks.keys() - set(images)):
-        raise UserError(
-            f"{masks[name]}: a mask without an image: no scan is called '{name}'. Add the image or remove the mask."
-        )
+    refuse(
+        f"{masks[name]}: a mask without an image: no scan is called '{name}'. Add the image or remove the mask."
+        for name in sorted(masks.keys() - set(images))
+    )

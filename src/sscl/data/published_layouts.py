@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from sscl.core.errors import UserError
+from sscl.core.files import read_text
 from sscl.data.matching import entries
 from sscl.data.source import Case, Source
 
@@ -88,7 +89,7 @@ def _with_lists(
 
 
 def _read_list(path: Path, cases: Collection[str]) -> tuple[str, ...]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    names = [line.strip() for line in read_text(path).splitlines()]
     names = [name for name in names if name]
     for name, count in Counter(names).items():
         if name not in cases:

@@ -57,9 +57,26 @@ def newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     """
     for path in sorted(folder.glob("*.pt"), reverse=True):
         if _promised(path) == sha256(path):
-            return torch.load(path, map_location=device, weights_only=True)
+            return _loaded(path, device)
         log.warning("%s is incomplete or damaged; using the checkpoint before it", path)
     return None
+
+
+def _loaded(path: Path, device: torch.device) -> dict[str, Any]:
+    """Tensors and plain values; anything else in the file is never run.
+
+    Raises:
+        UserError: the file holds something else, or is no checkpoint.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # whatever torch meets in bytes that it did not write
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: not a checkpoint of tensors and numbers, so it is unsafe and was not loaded ({said}). Get the "
+            "run from its source again, or train anew."
+        ) from None
+    return state
 
 
 def _promised(path: Path) -> object:

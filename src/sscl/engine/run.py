@@ -11,7 +11,7 @@ import yaml
 
 from sscl.core.config import Config
 from sscl.core.errors import UserError
-from sscl.core.files import write_text
+from sscl.core.files import read_yaml, write_text
 from sscl.core.plan import Plan
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
@@ -49,10 +49,7 @@ def read_recipe(run: Path) -> Recipe:
     path = run / RECIPE
     if not path.is_file():
         raise UserError(f"{run} is not a run folder: it has no {RECIPE}. `sscl train DATASET -o {run}` makes one.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        values = None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: damaged, or not a recipe. Restore it or train into a new folder.")
     plan = Plan.read(values.pop("plan", {}), str(path))

@@ -3,14 +3,13 @@
 import hashlib
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sscl.core.errors import UserError
 from sscl.data.source import Source
 from sscl.data.split import Split, read_lists, split_from_lists, split_from_options
-from sscl.stages.folder import digest, size
+from sscl.stages.folder import digest
 from sscl.volumes.h5 import read_h5
 
 logger = logging.getLogger("sscl")
@@ -53,31 +52,6 @@ def choose(
     return split, None
 
 
-def check_copies(found: Source, split: Split, inputs: Mapping[str, str]) -> None:
-    """One file under two names: a leak where the lists differ. Bytes of files of equal size are compared, no more."""
-    listed = [
-        (name, case, path)
-        for name, cases in split.lists().items()
-        for case in cases
-        for path in found.cases[case].images
-    ]
-    sizes = defaultdict(list)
-    for name, case, path in listed:
-        sizes[size(path)].append((name, case, path))
-    for same in sizes.values():
-        seen: dict[str, tuple[str, str]] = {}
-        for name, case, path in same if len({case for _, case, _ in same}) > 1 else ():
-            content = inputs.get(_key(path, "image", found)) or _content(path, "image")
-            other_name, other = seen.setdefault(content, (name, case))
-            if other_name != name:
-                raise UserError(
-                    f"{path}: identical to case '{other}': a duplicate in '{name}' and '{other_name}' is a leak. "
-                    "Remove one."
-                )
-            if other != case:
-                logger.warning("%s: identical to case '%s': a duplicate within '%s'.", path, other, name)
-
-
 def announce(found: Source, split: Split) -> None:
     lists = split.lists()
     unused = len(found.cases) - sum(len(cases) for cases in lists.values())
@@ -89,12 +63,6 @@ def announce(found: Source, split: Split) -> None:
     )
     more = f", ... ({len(split.labelled)}, see split.json)" if len(split.labelled) > NAMED else ""
     logger.info("labelled: %s%s", ", ".join(split.labelled[:NAMED]), more)
-    groups = defaultdict(list)
-    for case in found.cases:
-        groups[case.casefold()].append(case)
-    for names in groups.values():
-        if len(names) > 1:
-            logger.warning("cases %s differ only in upper and lower case: some disks take them for one.", names)
     if not split.unlabelled:
         ways = (
             "imagesTs has some: --unlabelled imagesTs uses them"
@@ -114,14 +82,14 @@ def digests(found: Source, described: Sequence[Path], images: Sequence[str], mas
     scans = [path for case in images for path in found.cases[case].images]
     labels = [path for case in masks if (path := found.cases[case].label)]
     parts = [(path, "image") for path in (*described, *scans)] + [(path, "label") for path in labels]
-    return {_key(path, part, found): _content(path, part) for path, part in parts}
+    return {_key(path, part, found): content_digest(path, part) for path, part in parts}
 
 
 def _key(path: Path, part: str, found: Source) -> str:
     return relative(path, found) + (f":{part}" if is_h5(path) else "")
 
 
-def _content(path: Path, part: str) -> str:
+def content_digest(path: Path, part: str) -> str:
     """Digest of a file; of an h5 file, which holds the image and the mask, of one of them: the other stays closed."""
     if not is_h5(path):
         return digest(path)

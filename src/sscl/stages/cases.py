@@ -1,7 +1,6 @@
 """The scans and masks of a source, in RAS+; for a `-literature` preset also cropped to their masks and written anew."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from sscl.core.errors import UserError
 from sscl.core.plan import IGNORE, Plan, Spacing
-from sscl.data.check import Pair, check_image, check_pair
+from sscl.data.check import Pair
 from sscl.data.mask_crop import MaskCrop, crop_to_mask
 from sscl.data.preprocess import resample_label, resampled
 from sscl.data.source import Case, Source
@@ -27,11 +26,8 @@ CROPPED = "cropped"
 
 
 def image_of(found: Source, case: str, spacing: Spacing | None) -> Volume:
-    """Checked; spacing: the voxel size of files that hold none."""
-    files = found.cases[case].images
-    image = to_ras(read_image(files, len(found.channels), spacing))
-    warn(check_image(image, str(files[0])))
-    return image
+    """spacing: the voxel size of files that hold none."""
+    return to_ras(read_image(found.cases[case].images, len(found.channels), spacing))
 
 
 def label_of(found: Source, case: str, image: Volume, spacing: Spacing | None) -> Volume:
@@ -41,12 +37,9 @@ def label_of(found: Source, case: str, image: Volume, spacing: Spacing | None) -
     return to_ras(read_own_mask(path, lambda: image, found.label_map, found.mask_axes, spacing))
 
 
-def pair_of(found: Source, case: str, spacing: Spacing | None) -> Pair:
-    """A scan that has a mask, and the mask; checked, also against each other."""
-    image = image_of(found, case, spacing)
-    pair = Pair(image, label_of(found, case, image, spacing), found.labels, found.ignore_label)
-    warn(check_pair(pair, str(found.cases[case].label)))
-    return pair
+def pair_of(found: Source, case: str, image: Volume, spacing: Spacing | None) -> Pair:
+    """A scan that has a mask, with the mask."""
+    return Pair(image, label_of(found, case, image, spacing), found.labels, found.ignore_label)
 
 
 def require_masks_to_crop(found: Source, split: Split, preset: str) -> None:
@@ -82,8 +75,9 @@ def crop_cases(folder: Path, found: Source, split: Split, plan: Plan, crop: Mask
     masks.mkdir()
     cases = {}
     for case in (case for listed in split.lists().values() for case in listed):
-        pair = pair_of(found, case, plan.spacing_if_missing_mm)
-        image = resampled(pair.image, plan)
+        scan = image_of(found, case, plan.spacing_if_missing_mm)
+        pair = pair_of(found, case, scan, plan.spacing_if_missing_mm)
+        image = resampled(scan, plan)
         classes = resample_label(pair.label, plan).astype(np.int16)
         classes[classes == IGNORE] = plan.ignore_label or 0
         try:
@@ -97,9 +91,3 @@ def crop_cases(folder: Path, found: Source, split: Split, plan: Plan, crop: Mask
         cases[case] = Case(files, masks / f"{case}.nii.gz")
     logger.info("cropped %d cases to their masks", len(cases))
     return replace(found, root=root, cases=cases, label_map={}, mask_axes=None)
-
-
-def warn(messages: Iterable[str]) -> None:
-    """Log each."""
-    for message in messages:
-        logger.warning(message)

@@ -74,18 +74,6 @@ def cpu_name() -> str:
     return model[1].strip() if model else platform.processor() or platform.machine()
 
 
-def main_memory_bytes() -> int | None:
-    """What this process may use: a container's limit counts, not only what the machine has. None: unknown (Windows)."""
-    try:
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
-        size = min(size, int(text))
-    return size
-
-
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held so far: on the GPU there, of the process on a CPU."""
     if device.type == "cuda":

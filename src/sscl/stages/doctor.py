@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from sscl.stages.device import cpu_name, main_memory_bytes, pick_device, pick_precision
+from sscl.core.memory import main_memory_bytes
+from sscl.stages.device import cpu_name, pick_device, pick_precision
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")

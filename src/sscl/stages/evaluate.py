@@ -20,8 +20,8 @@ from sscl.core.plan import Plan, Spacing
 from sscl.metrics import table
 from sscl.stages.dataset import is_dataset, read_own_mask
 from sscl.stages.folder import STAGE, digest, write_stage
-from sscl.volumes.files import case_stem, is_volume, read_image, read_label
-from sscl.volumes.geometry import same_grid
+from sscl.volumes.files import case_stem, read_image, read_label
+from sscl.volumes.geometry import same_grid, to_ras
 from sscl.volumes.volume import Volume
 
 logger = logging.getLogger("sscl")
@@ -118,6 +118,8 @@ def _score(
     if path is not None:
         answer = read_label(path, spacing_mm)
         _require_declared(path, answer, set(labels))
+        if not same_grid(answer, truth):  # or the same, with its axes in another order
+            answer, truth = to_ras(answer), to_ras(truth)
         _require_same_grid(path, answer, due.masks[case], truth)
     return table.score_case(
         case,
@@ -213,8 +215,10 @@ def _masks_in(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder}: no such folder.")
     masks: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not path.is_file() or not is_volume(path):
+        if path.name.startswith(".") or case_stem(path) == path.name:
             continue
+        if not path.is_file():
+            raise UserError(f"{path}: named like a mask, but a folder or a link to nothing. Restore or remove it.")
         case = case_stem(path)
         if case in masks:
             raise UserError(f"{path} and {masks[case].name}: two masks of one case '{case}'. Keep one.")

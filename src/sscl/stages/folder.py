@@ -81,6 +81,23 @@ class _Once(logging.Filter):
 
 
 @contextmanager
+def captured_warnings() -> Iterator[list[str]]:
+    """The warnings that are logged meanwhile, which then go nowhere else."""
+    caught: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            caught.append(record.getMessage())
+        return record.levelno < logging.WARNING
+
+    logger.addFilter(keep)
+    try:
+        yield caught
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextmanager
 def collected_warnings() -> Iterator[Collection[str]]:
     """The warnings that are logged meanwhile, for `stage.json` and the report."""
     once = _Once()
@@ -152,11 +169,3 @@ def digest(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from None
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def size(path: Path) -> int:
-    return (
-        path.stat().st_size
-        if path.is_file()
-        else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    )

@@ -217,6 +217,12 @@ def _best(run: Path, recipe: Recipe, state: Mapping[str, Any]) -> Mapping[str, A
 
 
 def _card(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        raise UserError(
+            f"{path}: a file, and a model is a folder with {WEIGHTS} and {CARD}, as `sscl export` writes it. "
+            "Checkpoints and archives of other programs are unsafe and never opened: they may run code, or write "
+            "outside their folder."
+        )
     if not (path / CARD).exists():
         raise UserError(
             f"{path} is neither a run nor a model: it has no {RECIPE} and no {CARD}. "

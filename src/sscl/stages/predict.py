@@ -1,5 +1,6 @@
 """`sscl predict`: scans to masks on their own grid, with a run or an exported model, offline."""
 
+import io
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from sscl.core.errors import UserError, unknown
 from sscl.core.files import read_object, sha256, write_atomic
 from sscl.core.plan import Plan
+from sscl.data.check import check_image
 from sscl.data.layouts import scans_in
 from sscl.data.preprocess import on_grid, preprocess, restore
 from sscl.engine.run import RECIPE, read_recipe
@@ -132,6 +134,10 @@ def _predict_case(model: Model, case: str, paths: Sequence[Path], out: Path, opt
     plan, place = options.plan, options.place
     scan = read_image(list(paths), len(plan.channels), plan.spacing_if_missing_mm)
     ras = to_ras(scan)
+    for finding in check_image(ras, str(paths[0])):
+        if finding.fatal:
+            raise UserError(finding.message)
+        log.warning(finding.message)
     image = torch.from_numpy(preprocess(ras, plan))
     with torch.autocast(place.type, torch.bfloat16, enabled=options.precision == "bf16"):
         p = sliding_window(
@@ -144,7 +150,9 @@ def _predict_case(model: Model, case: str, paths: Sequence[Path], out: Path, opt
         label = largest_components(torch.from_numpy(label).long().unsqueeze(0))[0].numpy()
     if options.probabilities:
         maps = np.stack([from_ras(channel, scan) for channel in on_grid(p, ras, plan)]).astype(np.float16)
-        write_atomic(out / f"{case}.npz", lambda file: np.savez_compressed(file, probabilities=maps))
+        packed = io.BytesIO()
+        np.savez_compressed(packed, probabilities=maps)
+        write_atomic(out / f"{case}.npz", lambda file: file.write(packed.getbuffer()))
     write_label(out / f"{case}.nii.gz", from_ras(label, scan), scan)
 
 

@@ -2,32 +2,29 @@
 
 import json
 import logging
-import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sscl.core.errors import UserError
+from sscl.core.errors import UserError, refuse
 from sscl.core.files import read_object, write_json
-from sscl.core.plan import Plan, Spacing
-from sscl.data.check import check_assumed_size, check_masks, labels_from_values
-from sscl.data.layouts import discover
-from sscl.data.planning import fingerprint, make_plan, read_settings
+from sscl.core.memory import main_memory_bytes
+from sscl.core.plan import Plan
+from sscl.data.check import Finding
+from sscl.data.check_set import labels_from_values
+from sscl.data.planning import Fingerprint, fingerprint, make_plan
 from sscl.data.preprocess import preprocess, resample_label
-from sscl.data.presets import Preset
-from sscl.data.presets import preset as find_preset
-from sscl.data.promises import check_promises, require_masks
-from sscl.data.published_lists import leak, with_published_lists
 from sscl.data.source import Source
 from sscl.data.split import Split
-from sscl.data.store import write_case
-from sscl.stages.assign import announce, check_copies, choose, digests, is_h5, relative
-from sscl.stages.cases import crop_cases, image_of, label_of, pair_of, require_masks_to_crop, warn
+from sscl.data.store import write_case, write_digests
+from sscl.stages.assign import announce, digests, relative
+from sscl.stages.cases import crop_cases, image_of, label_of
+from sscl.stages.check import judge, look, masks_folder, to_look_at
 from sscl.stages.dataset import open_dataset
 from sscl.stages.folder import STAGE, built, collected_warnings, write_stage
-from sscl.volumes.h5 import read_h5
+from sscl.stages.request import Opened, Request, assigned, check_assigned, inputs_read, opened
 
 logger = logging.getLogger("sscl")
 
@@ -60,8 +57,8 @@ def prepare(
 ) -> PrepareResult:
     """Find, split, check, plan and store the cases of `source` in the new folder `out`.
 
-    Opened are the scans and masks of the labelled cases and the scans of the unlabelled ones; nothing else, but with a
-    preset that is called `-literature`, which crops every scan to its mask.
+    Opened are the masks of the labelled cases alone, but with a preset that is called `-literature`, which crops every
+    scan to its mask. Scans of development and test cases are read to find damage and copies; nothing is kept of them.
 
     Args:
         preset: name of a preset, else the plan is made from the labelled scans.
@@ -72,43 +69,25 @@ def prepare(
     Raises:
         UserError: anything wrong with the input; `out` is then as it was before.
     """
-    config = {
-        "source": str(source.resolve()),
-        "preset": preset,
-        "split_file": str(split_file) if split_file else None,
-        "labelled": labelled,
-        "unlabelled": unlabelled,
-        "development": development,
-        "test": test,
-        "images": str(images) if images else None,
-        "labels": str(labels) if labels else None,
-        "settings": dict(settings or {}),
-    }
+    request = Request(preset, split_file, labelled, unlabelled, development, test, images, labels, settings or {})
+    config = request.config(source)
     began = time.monotonic()
     _refuse_nested(source, out)
-    fields = read_settings(settings or {})
-    known = find_preset(preset) if preset else None
-    fixed = _merged(known.plan if known else {}, fields)
     with collected_warnings() as warnings:
-        found = _renamed(_relabelled(discover(source, images, labels), known, fields), fixed)
-        listed = _listed(found, preset, split_file)
-        split, used = choose(listed, split_file, labelled, unlabelled, development, test)
-        check_promises(found, explicit=split_file is not None or labelled is not None)
-        require_masks(found, split)
-        if known and known.mask_crop:
-            require_masks_to_crop(found, split, preset or "")
-        inputs = _inputs(found, split, [*found.files, *([used] if used else [])], known)
-        check_copies(found, split, inputs)
+        at = opened(source, request)
+        split, used = assigned(at)
+        check_assigned(at, split)
+        described = [*at.found.files, *([used] if used else [])]
+        inputs = digests(at.found, described, *inputs_read(at, split))
         if out.is_dir() and any(out.iterdir()):
             return _already(out, config, inputs)
-        announce(found, split)
-        _tell_leak(split, known)
-        of_preset = None if "spacing_if_missing_mm" in fields else preset
-        _tell_assumed_size(found, split, fixed.get("spacing_if_missing_mm"), of_preset)
+        announce(at.found, split)
         with built(out) as folder:
-            plan, names = _plan(found, split.labelled, fixed)
-            if known and known.mask_crop:
-                found = crop_cases(folder, found, split, plan, known.mask_crop)
+            cases, values = _checked(at, split)
+            plan, names = _plan(at, split, cases, values)
+            found = at.found
+            if at.preset and at.preset.mask_crop:
+                found = crop_cases(folder, found, split, plan, at.preset.mask_crop)
             _fill(folder / "store", found, split, plan)
             write_json(folder / "plan.json", plan.model_dump(mode="json"))
             write_json(folder / "split.json", split.lists())
@@ -120,57 +99,41 @@ def prepare(
 # Reading and storing
 
 
-def _listed(found: Source, preset: str | None, split_file: Path | None) -> Source:
-    """With the preset's lists, unless the user names every case."""
-    if preset is None or split_file:
-        return found
-    return with_published_lists(found, preset, find_preset(preset).order, find_preset(preset).test)
+def _checked(at: Opened, split: Split) -> tuple[list[Fingerprint], list[tuple[int, ...]]]:
+    """Everything that `sscl check` looks at, but the masks of development and test cases; of the labelled cases, what
+    the plan is made from.
+
+    Raises:
+        UserError: all that is wrong.
+    """
+    every, labelled = list(split.lists()), frozenset(split.labelled)
+    seen, prints, values = {}, [], []
+    findings: list[Finding] = []
+    for case, with_mask in to_look_at(at.found, split.lists(), every if at.crops else ("labelled",)):
+        seen[case], pair = look(at, case, with_mask)
+        findings += seen[case].findings
+        if pair and case in labelled and pair.image.shape == pair.label.shape:
+            prints.append(fingerprint(pair.image, pair.label, at.found.ignore_label))
+            values.append(pair.values)
+    findings += judge(at, split.lists(), seen)
+    for finding in findings:
+        if not finding.fatal:
+            logger.warning(finding.message)
+    refuse(finding.message for finding in findings if finding.fatal)
+    return prints, values
 
 
-def _inputs(found: Source, split: Split, described: Sequence[Path], known: Preset | None) -> dict[str, str]:
-    """Digests of what is read: of all cases' masks only where a preset crops to them."""
-    if known and known.mask_crop:
-        every = [case for cases in split.lists().values() for case in cases]
-        return digests(found, described, every, every)
-    return digests(found, described, (*split.labelled, *split.unlabelled), split.labelled)
-
-
-def _tell_leak(split: Split, known: Preset | None) -> None:
-    if known and (message := leak(split, known.duplicates)):
-        logger.warning(message)
-
-
-def _tell_assumed_size(found: Source, split: Split, spacing: Spacing | None, preset: str | None) -> None:
-    """Where files hold no voxel size: which one is taken, and whether it can be theirs. preset: whose size it is."""
-    labelled, other = (
-        [path for case in cases for path in found.cases[case].images if is_h5(path)]
-        for cases in (split.labelled, split.unlabelled)
-    )
-    if spacing is None or not (labelled or other):
-        return
-    origin = f"preset {preset}" if preset else "--set spacing_if_missing_mm"
-    size = " x ".join(f"{length:g}" for length in spacing)
-    logger.info("%s holds no voxel size: taken as %s mm (%s)", (labelled + other)[0].name, size, origin)
-    if preset and (longest_xy := find_preset(preset).longest_xy):
-        shapes = {str(path): read_h5(path, "image", spacing).shape for path in labelled}
-        warn(check_assumed_size(shapes, spacing, longest_xy))
-
-
-def _plan(found: Source, labelled: Sequence[str], fixed: Mapping[str, Any]) -> tuple[Plan, tuple[str, ...]]:
-    """Read and check the labelled cases; plan what `fixed` leaves open. Also the class names."""
-    spacing = fixed.get("spacing_if_missing_mm")
-    cases, values = [], []
-    for case in labelled:
-        pair = pair_of(found, case, spacing)
-        values.append(pair.values)
-        cases.append(fingerprint(pair.image, pair.label, found.ignore_label))
-    where = os.path.commonpath([path.parent for case in labelled if (path := found.cases[case].label)])
-    names = found.labels or labels_from_values(values, where)
+def _plan(
+    at: Opened, split: Split, cases: Sequence[Fingerprint], values: Collection[tuple[int, ...]]
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, as far as it is not fixed, from the labelled cases. Also the class names."""
+    found = at.found
+    names = found.labels or labels_from_values(values, masks_folder(found, split.labelled))
     if not found.labels:
         logger.info("labels, from the masks: %s", ", ".join(f"{value} {name}" for value, name in enumerate(names)))
-    warn(check_masks(values, names, where))
-    rest = {key: value for key, value in fixed.items() if key != "memory_gb"}
-    plan = make_plan(found.channels, names, found.ignore_label, cases, rest, fixed.get("memory_gb") or _memory_gb())
+    rest = {key: value for key, value in at.fixed.items() if key != "memory_gb"}
+    memory_gb = at.fixed.get("memory_gb") or _memory_gb()
+    plan = make_plan(found.channels, names, found.ignore_label, cases, rest, memory_gb)
     logger.info("plan: spacing %s mm, patch %s, stride %s", *map(_by, (plan.spacing_mm, plan.patch, plan.stride)))
     return plan, names
 
@@ -179,43 +142,21 @@ def _fill(store: Path, found: Source, split: Split, plan: Plan) -> None:
     """Preprocess and write the labelled and unlabelled cases. The masks of the latter stay closed."""
     store.mkdir()
     labelled = frozenset(split.labelled)
+    written: dict[str, str] = {}
     for case in (*split.labelled, *split.unlabelled):
         where = str(found.cases[case].images[0])
         image, label = image_of(found, case, plan.spacing_if_missing_mm), None
         if case in labelled:
             label = resample_label(label_of(found, case, image, plan.spacing_if_missing_mm), plan)
         try:
-            array = preprocess(image, plan)
+            written |= write_case(store, case, preprocess(image, plan), label)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        write_case(store, case, array, label)
+    write_digests(store, written)
     logger.info("stored %d cases", len(split.labelled) + len(split.unlabelled))
 
 
 # Settings, files, folders
-
-
-def _relabelled(found: Source, known: Preset | None, fields: Mapping[str, Any]) -> Source:
-    """With the preset's classes, unless the user names others."""
-    if known is None or known.labels is None or "labels" in fields:
-        return found
-    merged = ", ".join(f"{stored} is read as {value}" for stored, value in known.label_map.items())
-    logger.info("labels of the preset: %s; in masks %s (--set labels=... keeps all)", ", ".join(known.labels), merged)
-    return replace(found, labels=known.labels, label_map={**found.label_map, **known.label_map})
-
-
-def _renamed(found: Source, fixed: dict[str, Any]) -> Source:
-    """Channels, labels and the ignore label as the user names them; taken out of `fixed`."""
-    named = {key: fixed.pop(key) for key in ("channels", "labels", "ignore_label") if key in fixed}
-    return replace(found, **named)
-
-
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """`second` wins; of `intensity`, field by field."""
-    merged = {**first, **second}
-    if "intensity" in merged:
-        merged["intensity"] = {**first.get("intensity", {}), **second.get("intensity", {})}
-    return merged
 
 
 def _memory_gb() -> float:
@@ -223,8 +164,6 @@ def _memory_gb() -> float:
     and larger machines then plan alike.
     """
     import torch
-
-    from sscl.stages.device import main_memory_bytes
 
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory

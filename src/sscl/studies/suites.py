@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, PositiveInt
 
 from sscl.core.config import Config
 from sscl.core.errors import UserError, unknown
+from sscl.core.files import read_yaml
 from sscl.methods import METHODS
 
 All = Literal["all"]
@@ -147,12 +147,7 @@ def find_suite(name: str) -> Suite:
         raise unknown("suite", name, SUITES)
     if not path.is_file():
         raise UserError(f"{path} does not exist. Name a YAML file, or one of {', '.join(SUITES)}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}" if mark else "the text is not UTF-8"
-        raise UserError(f"{path}: is not YAML: {line}. Mend it, or write the file again.") from None
+    values = read_yaml(path)
     if not isinstance(values, dict) or not isinstance(values.get("rows"), list):
         raise UserError(f"{path}: expected title, preset and a list of rows, each with method and masks.")
     rows = [row for number, entry in enumerate(values["rows"], 1) for row in _rows(entry, f"{path}, row {number}")]

@@ -1,25 +1,37 @@
 """A DICOM series in a folder: one file a slice, ordered by where the slices lie."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import pixel_array
 
 from sscl.core.errors import UserError
+from sscl.core.memory import refuse_beyond_memory
 from sscl.volumes.geometry import Affine, check_affine
 from sscl.volumes.volume import Volume
 
-_NEEDED = {  # and how many values each has
-    "SeriesInstanceUID": 1,
+_NUMBERS = {  # and how many values each has
     "ImagePositionPatient": 3,
     "ImageOrientationPatient": 6,
     "PixelSpacing": 2,
     "Rows": 1,
     "Columns": 1,
 }
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One file: its numbers, all finite, and what its pixels are decoded from."""
+
+    path: Path
+    series: str
+    numbers: dict[str, NDArray[np.float64]]
+    slope: float
+    intercept: float
+    item: pydicom.Dataset
 
 
 def is_series(folder: Path) -> bool:
@@ -38,10 +50,27 @@ def read_dicom(folder: Path) -> Volume:
         raise UserError(f"{folder}: a folder without DICOM files. Give a scan file or the folder of one DICOM series.")
     _check_one_series(slices, folder)
     affine, slices = _place(slices, folder)
-    array = np.empty((1, slices[0].Columns, slices[0].Rows, len(slices)), np.float32)
+    columns, rows = (int(slices[0].numbers[name][0]) for name in ("Columns", "Rows"))
+    refuse_beyond_memory(8 * columns * rows * len(slices), folder)  # float32, and a copy in RAS+
+    array = np.empty((1, columns, rows, len(slices)), np.float32)
     for k, item in enumerate(slices):
-        array[0, :, :, k] = _pixels(item)
+        array[0, :, :, k] = _pixels(item, (columns, rows))
     return Volume(array, affine)
+
+
+def patient_of(folder: Path) -> str | None:
+    """The PatientID of a series' first file, only to be compared with others' and never to be shown or kept.
+
+    None: it holds none, or is no readable DICOM file.
+    """
+    first = next((path for path in _files(folder) if _is_dicom(path) and path.is_file()), None)
+    if first is None:
+        return None
+    try:
+        item = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(item.get("PatientID") or "").strip() or None
+    except Exception:  # whatever a parser meets in damaged bytes; reading the series says so
+        return None
 
 
 def _files(folder: Path) -> list[Path]:
@@ -60,20 +89,38 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _read_slice(path: Path) -> pydicom.Dataset:
+def _read_slice(path: Path) -> _Slice:
+    if not path.is_file():
+        raise UserError(f"{path}: not a file, but a broken link, a pipe or a device. Restore the slice or remove it.")
     try:
         item = pydicom.dcmread(path)
-        missing = [name for name, size in _NEEDED.items() if item.get(name) is None or np.size(item.get(name)) != size]
-    except (InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"{path}: not a readable DICOM file ({error}). Get the slice again.") from None
-    if missing or int(item.get("NumberOfFrames") or 1) > 1 or item.get("SamplesPerPixel", 1) != 1:
+        numbers = {name: np.atleast_1d(np.array(item.get(name, ()), np.float64)) for name in _NUMBERS}
+        slope, intercept = float(item.get("RescaleSlope", 1)), float(item.get("RescaleIntercept", 0))
+        series = str(item.get("SeriesInstanceUID") or "")
+        plain = int(item.get("NumberOfFrames") or 1) == 1 and item.get("SamplesPerPixel", 1) == 1
+    except OSError:
+        raise
+    except Exception as error:  # whatever a parser meets in damaged bytes
+        raise UserError(
+            f"{path}: not a readable DICOM file ({type(error).__name__}: {error}). Get the slice again."
+        ) from None
+    missing = [] if series else ["SeriesInstanceUID"]
+    missing += [name for name, size in _NUMBERS.items() if numbers[name].shape != (size,)]
+    if missing or not plain:
         lacks = f"lacks {', '.join(missing)}" if missing else "holds several frames or colours"
         raise UserError(f"{path}: no plain slice of a scan: it {lacks}. Remove it, or convert the series to NIfTI.")
-    return item
+    lengths = np.linalg.norm(numbers["ImageOrientationPatient"].reshape(2, 3), axis=1)
+    sound = np.isfinite([slope, intercept, *np.concatenate(list(numbers.values()))]).all()
+    if not sound or slope == 0 or numbers["PixelSpacing"].min() <= 0 or np.abs(lengths - 1).max() > 1e-3:
+        raise UserError(
+            f"{path}: its position, direction, spacing or rescaling ({slope} x + {intercept}) is no plain number or "
+            "none that can be. Get the slice again."
+        )
+    return _Slice(path, series, numbers, slope, intercept, item)
 
 
-def _check_one_series(slices: list[pydicom.Dataset], folder: Path) -> None:
-    series = sorted({str(item.SeriesInstanceUID) for item in slices})
+def _check_one_series(slices: list[_Slice], folder: Path) -> None:
+    series = sorted({item.series for item in slices})
     if len(series) > 1:
         raise UserError(
             f"{folder}: more than one DICOM series ({', '.join(series)}). Put each series into a folder of its own."
@@ -81,23 +128,25 @@ def _check_one_series(slices: list[pydicom.Dataset], folder: Path) -> None:
     first = slices[0]
     for item in slices:
         for name in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
-            if not np.allclose(np.array(item[name].value, float), np.array(first[name].value, float), atol=1e-4):
+            here, there = item.numbers[name], first.numbers[name]
+            if not np.allclose(here, there, atol=1e-4):
                 raise UserError(
-                    f"{item.filename}: {name} is {item[name].value}, in {first.filename} it is {first[name].value}. "
+                    f"{item.path}: {name} is {here.tolist()}, in {first.path} it is {there.tolist()}. "
                     "Remove slices that do not belong to the scan."
                 )
 
 
-def _place(slices: list[pydicom.Dataset], folder: Path) -> tuple[Affine, list[pydicom.Dataset]]:
+def _place(slices: list[_Slice], folder: Path) -> tuple[Affine, list[_Slice]]:
     """The affine, and the slices in order of their positions along the normal; InstanceNumber may run either way."""
-    orientation = np.array(slices[0].ImageOrientationPatient, float).reshape(2, 3)
+    orientation = slices[0].numbers["ImageOrientationPatient"].reshape(2, 3)
     normal = np.cross(*orientation)
     slices = sorted(slices, key=lambda item: float(np.dot(normal, _position(item))))
     if len(slices) < 2:
         raise UserError(f"{folder}: a DICOM series of a single slice. A 3-D scan needs at least 2.")
     positions = np.array([_position(item) for item in slices])
     _check_gaps(slices, np.diff(positions @ normal))
-    rows_apart, columns_apart = (float(value) for value in slices[0].PixelSpacing)
+    _check_line(slices, positions)
+    rows_apart, columns_apart = slices[0].numbers["PixelSpacing"]
     affine = np.eye(4)
     affine[:3, 0] = orientation[0] * columns_apart
     affine[:3, 1] = orientation[1] * rows_apart
@@ -108,30 +157,43 @@ def _place(slices: list[pydicom.Dataset], folder: Path) -> tuple[Affine, list[py
     return affine, slices
 
 
-def _check_gaps(slices: list[pydicom.Dataset], gaps: NDArray[np.float64]) -> None:
+def _check_gaps(slices: list[_Slice], gaps: NDArray[np.float64]) -> None:
     usual = float(np.median(gaps))
     worst = int(np.abs(gaps - usual).argmax())
     if usual <= 0 or abs(gaps[worst] - usual) > max(0.01 * usual, 0.1):
         raise UserError(
-            f"{slices[worst].filename}: the gap to the next slice ({slices[worst + 1].filename}) is "
+            f"{slices[worst].path}: the gap to the next slice ({slices[worst + 1].path}) is "
             f"{gaps[worst]:.3f} mm, the usual gap is {usual:.3f} mm: a slice is missing, doubled or displaced. "
             "Get the whole series again."
         )
 
 
-def _position(item: pydicom.Dataset) -> NDArray[np.float64]:
-    return np.array(item.ImagePositionPatient, float)
+def _check_line(slices: list[_Slice], positions: NDArray[np.float64]) -> None:
+    """All slices lie where a straight stack has them, to half a pixel."""
+    regular = np.linspace(positions[0], positions[-1], len(positions))
+    aside = np.linalg.norm(positions - regular, axis=1)
+    worst = int(aside.argmax())
+    if aside[worst] > max(0.1, slices[0].numbers["PixelSpacing"].min() / 2):
+        raise UserError(
+            f"{slices[worst].path}: the slice lies {aside[worst]:.3f} mm beside the line of the others: displaced. "
+            "Get the whole series again."
+        )
 
 
-def _pixels(item: pydicom.Dataset) -> NDArray[np.float32]:
+def _position(item: _Slice) -> NDArray[np.float64]:
+    return item.numbers["ImagePositionPatient"]
+
+
+def _pixels(item: _Slice, size: tuple[int, int]) -> NDArray[np.float32]:
     """x, y of one slice, with the slice's own rescale slope and intercept."""
     try:
-        stored = pixel_array(item)
-    except (ValueError, RuntimeError, NotImplementedError, AttributeError, ImportError, KeyError, TypeError) as error:
-        syntax = item.file_meta.get("TransferSyntaxUID", "unknown")
+        stored = pixel_array(item.item).T
+    except Exception as error:  # whatever a decoder meets in damaged bytes
+        syntax = item.item.file_meta.get("TransferSyntaxUID", "unknown")
         raise UserError(
-            f"{item.filename}: its pixels cannot be decoded (transfer syntax {getattr(syntax, 'name', syntax)}: "
+            f"{item.path}: its pixels cannot be decoded (transfer syntax {getattr(syntax, 'name', syntax)}: "
             f"{error}). If compressed, decompress the series (dcmdjpeg, or gdcmconv --raw); else get it again."
         ) from None
-    slope, intercept = float(item.get("RescaleSlope") or 1), float(item.get("RescaleIntercept") or 0)
-    return np.asarray(stored.T * np.float64(slope) + intercept, dtype=np.float32)
+    if stored.shape != size:
+        raise UserError(f"{item.path}: {stored.shape} pixels, its header says {size}. Get the slice again.")
+    return np.asarray(stored * item.slope + item.intercept, dtype=np.float32)

@@ -1,6 +1,7 @@
 """Scans and masks from files of any known kind, checked as far as one file can be; masks back to files."""
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from sscl.volumes.volume import Volume
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".h5")
 """Endings of volume files, in lower case; any case is read. A folder can be a DICOM series."""
 
+_PICKLES = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
+
 Spacing = tuple[float, float, float]
 log = logging.getLogger("sscl")
 
@@ -31,6 +34,13 @@ def is_volume(path: Path) -> bool:
 def case_stem(path: Path) -> str:
     """The name without its ending: `a.b.nii.gz` gives `a.b`; a DICOM folder's name is kept whole."""
     return path.name[: len(path.name) - len(_suffix(path))]
+
+
+def unknown_kind(path: Path) -> str:
+    """What to say of a file that is no volume by its name."""
+    if path.suffix.lower() in _PICKLES:
+        return f"may hold pickled objects ('{path.suffix}'), which run code when they are read: unsafe, never opened."
+    return f"is not a volume of a known kind. Known: {', '.join(SUFFIXES)}, or the folder of a DICOM series."
 
 
 def read_image(paths: Sequence[Path], num_channels: int, spacing_if_missing_mm: Spacing | None = None) -> Volume:
@@ -98,22 +108,35 @@ def _read(path: Path, dataset: str, spacing_mm: Spacing | None) -> Volume:
     """Any kind of file; of the kinds that hold image and label, the one asked for."""
     try:
         _check_path(path)
-        match _suffix(path):
-            case ".nii.gz" | ".nii":
-                volume = read_nifti(path)
-            case ".nrrd":
-                volume = read_nrrd(path)
-            case ".h5":
-                volume = read_h5(path, dataset, spacing_mm)
-            case _:
-                volume = read_dicom(path)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # parsers' doubts about fields: those that count are checked here
+            volume = _parsed(path, dataset, spacing_mm)
+    except UserError:
+        raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}. Check permissions and disk.") from None
+        where = error.filename or path  # of a DICOM folder, the slice
+        raise UserError(f"{where}: cannot be read: {error.strerror or error}. Check permissions and disk.") from None
     except MemoryError:
         raise UserError(f"{path}: too large for this machine's memory. Crop it, or use a larger machine.") from None
+    except Exception as error:  # whatever else a parser meets in damaged bytes
+        raise UserError(
+            f"{path}: damaged, or not what its name says ({type(error).__name__}: {error}). Get it again."
+        ) from error
     if min(volume.shape) < 2:
         raise UserError(f"{path}: shape {volume.shape} is a single slice (2-D). A 3-D scan has at least 2 slices.")
     return volume
+
+
+def _parsed(path: Path, dataset: str, spacing_mm: Spacing | None) -> Volume:
+    match _suffix(path):
+        case ".nii.gz" | ".nii":
+            return read_nifti(path)
+        case ".nrrd":
+            return read_nrrd(path)
+        case ".h5":
+            return read_h5(path, dataset, spacing_mm)
+        case _:
+            return read_dicom(path)
 
 
 def _check_path(path: Path) -> None:
@@ -126,7 +149,7 @@ def _check_path(path: Path) -> None:
     if path.is_dir() != (suffix == ""):
         if suffix:
             raise UserError(f"{path}: a folder named like a {suffix} file. Rename or remove it.")
-        raise UserError(f"{path}: not a volume. Known: {', '.join(SUFFIXES)}, or the folder of a DICOM series.")
+        raise UserError(f"{path}: {unknown_kind(path)}")
     if suffix and not path.is_file():
         raise UserError(f"{path}: a device or pipe, not a file. Give a regular file.")
     if suffix and path.stat().st_size == 0:

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 
 from sscl.core.errors import UserError
+from sscl.core.memory import refuse_beyond_memory
 from sscl.volumes.volume import Volume
 
 
@@ -28,6 +29,7 @@ def read_h5(path: Path, dataset: str, spacing_mm: tuple[float, float, float] | N
                 raise UserError(f"{path}: '{dataset}' has shape {stored.shape}, {stored.dtype}; need 3-D numbers.")
             if stored.nbytes > 1100 * path.stat().st_size:
                 raise UserError(f"{path}: '{dataset}' of shape {stored.shape} cannot fit the file. Get it again.")
+            refuse_beyond_memory(stored.nbytes + 4 * stored.size, path)  # and as float32
             array = stored[:]
     except (OSError, RuntimeError, KeyError) as error:
         raise UserError(f"{path}: truncated or damaged HDF5 file ({error}). Get the file again.") from None

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from sscl.core.errors import UserError
 from sscl.core.files import write_atomic
+from sscl.core.memory import refuse_beyond_memory
 from sscl.volumes.geometry import Affine, check_affine, distance_mm
 from sscl.volumes.volume import Volume
 
 DEFLATE_RATIO = 1032  # deflate cannot pack denser: a header that promises more is lying
 SLACK = 1 << 16  # bytes after the last voxel that some writers leave
+_TEXTS = {"descrip", "aux_file", "db_name", "data_type"}  # where some programs leave the patient's name
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's unknown, metre, millimetre, micrometre
 
 log = logging.getLogger("sscl")
@@ -55,6 +57,8 @@ def write_nifti(path: Path, label: NDArray[Any], like: Volume) -> None:
         kind = nibabel.Nifti2Image if isinstance(like.header, nibabel.Nifti2Header) else nibabel.Nifti1Image
         image = kind(label, None, like.header)  # no affine: qform and sform stay as they are, to the last bit
         image.header.set_intent("none")
+        for field in _TEXTS & set(image.header.keys()):
+            image.header[field] = b""
         image.header["cal_min"] = image.header["cal_max"] = 0
     image.header.set_data_dtype(label.dtype)
     write_atomic(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
@@ -72,6 +76,7 @@ def _unpack(path: Path) -> tuple[bytes, Any]:
             promised = _promised_bytes(header, path)
             if promised > size * (DEFLATE_RATIO if packed else 1) + (SLACK if packed else 0):
                 raise _truncated(path, promised, f"the file has {size} bytes")
+            refuse_beyond_memory(promised + 4 * math.prod(map(int, header.get_data_shape())), path)  # and as float32
             stream.seek(0)
             raw = stream.read(promised + SLACK + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:

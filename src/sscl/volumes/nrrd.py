@@ -10,7 +10,9 @@ import nrrd
 import numpy as np
 
 from sscl.core.errors import UserError
+from sscl.core.memory import refuse_beyond_memory
 from sscl.volumes.geometry import Affine, check_affine
+from sscl.volumes.nifti import DEFLATE_RATIO
 from sscl.volumes.volume import Volume
 
 _SPACES = {  # the signs that turn the file's world axes to right, anterior, superior
@@ -31,6 +33,7 @@ def read_nrrd(path: Path) -> Volume:
     Raises:
         UserError: truncated, damaged, data in another file (a header may not point elsewhere), unknown space, not 3-D.
     """
+    refuse_beyond_memory(path.stat().st_size, path)
     stream = io.BytesIO(path.read_bytes())
     try:
         header = nrrd.read_header(stream)
@@ -55,6 +58,9 @@ def _payload(header: dict[str, Any], stream: io.BytesIO, path: Path) -> bytes:
     """The voxels' bytes, unpacked; never more than the header's sizes can need."""
     voxels = math.prod(int(n) for n in header["sizes"])
     packed = stream.read()
+    if not 0 < voxels <= DEFLATE_RATIO * len(packed):  # no type has less than a byte
+        raise ValueError(f"sizes {header['sizes']} expect {voxels} voxels, the file has {len(packed)} bytes of them")
+    refuse_beyond_memory(5 * voxels, path)  # and as float32
     if header["encoding"] == "raw":
         payload = packed
     else:
@@ -64,7 +70,7 @@ def _payload(header: dict[str, Any], stream: io.BytesIO, path: Path) -> bytes:
         payload = unpacker.decompress(packed, 8 * voxels + 1)  # no type has more than 8 bytes
         if not unpacker.eof:
             raise ValueError("the compressed data do not end where the header's sizes say")
-    if not 0 < voxels <= len(payload):
+    if voxels > len(payload):
         raise ValueError(f"sizes {header['sizes']} expect {voxels} voxels, there are {len(payload)} bytes")
     return payload
 
@@ -87,7 +93,10 @@ def _affine(header: dict[str, Any], path: Path) -> tuple[Affine, list[int]]:
         raise UserError(f"{path}: space units {header['space units']} are not understood. Save it in mm.")
     affine = np.eye(4)
     affine[:3, :3] = directions[spatial].T
-    affine[:3, 3] = header.get("space origin", (0, 0, 0))
+    origin = np.asarray(header.get("space origin", (0, 0, 0)), dtype=np.float64)
+    if origin.shape != (3,):
+        raise UserError(f"{path}: space origin {origin.tolist()}: expected 3 numbers. Save it again from its source.")
+    affine[:3, 3] = origin
     affine = np.diag([*(unit * sign for sign in _SPACES[space]), 1]) @ affine
     check_affine(affine, path)
     return affine, spatial
