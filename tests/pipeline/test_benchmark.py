@@ -133,7 +133,7 @@ def test_a_suite_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a list of rows"):
         find_suite(str(tmp_path / "mine.yaml"))
     (tmp_path / "mine.yaml").write_text("title: mine\nrows: [")
-    with pytest.raises(UserError, match="not plain YAML .*line 2"):
+    with pytest.raises(UserError, match=r"not plain YAML .*line 2"):
         find_suite(str(tmp_path / "mine.yaml"))
     sound = {"method": "vnet", "masks": 8}
     for row, words in (

@@ -178,7 +178,8 @@ def test_each_command_names_the_next_one_of_the_readme(
         [line.split("#")[0].strip() for line in block.splitlines() if line.startswith("sscl ")]
         for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[:2]
     )
-    assert [line.split()[1] for line in way] == ["prepare", "train", "predict", "evaluate", "report"]
+    assert [line.split()[1] for line in way] == ["check", "prepare", "train", "predict", "evaluate", "report"]
+    way = way[1:]  # prepare begins with the check
     monkeypatch.chdir(tmp_path)
     settings = [f"--set={key}={','.join(map(str, value))}" for key, value in SETTINGS.items()]
     more = {

@@ -20,7 +20,7 @@ from sscl.core.errors import UserError
 from sscl.core.interrupt import Interrupted
 from sscl.core.method import Method
 from sscl.core.plan import Plan
-from sscl.data.store import CaseStore, write_case
+from sscl.data.store import DIGESTS, CaseStore, write_case, write_digests
 from sscl.engine import checkpoint
 from sscl.engine.run import read_recipe
 from sscl.engine.train import Log
@@ -155,7 +155,7 @@ def test_semi_supervised_training_does_not_notice_either(
 def test_a_method_is_left_as_it_was(name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(1, 40, 32, 16)).astype(np.float32)
-    write_case(tmp_path, "a", image, (image[0] > 0).astype(np.int8))
+    write_digests(tmp_path, write_case(tmp_path, "a", image, (image[0] > 0).astype(np.int8)))
     method = build(name).train()
     before = {key: tensor.clone() for key, tensor in method.state_dict().items()}
     score = Validation(CaseStore(tmp_path), ("a",), _plan(), 1, CPU).dice(method)
@@ -174,7 +174,9 @@ def spoil(dataset: Path, case: str) -> None:
     """Another scan, and a mask that is the wrong way round."""
     label: NDArray[np.int8] = np.asarray(CaseStore(dataset / "store").label(case)[:])
     image = np.random.default_rng(1).normal(size=(1, *label.shape)).astype(np.float32)
-    write_case(dataset / "store", case, image, (1 - label).astype(np.int8))
+    store = dataset / "store"
+    digests = json.loads((store / DIGESTS).read_text()) | write_case(store, case, image, (1 - label).astype(np.int8))
+    write_digests(store, digests)
 
 
 def test_validation_cases_never_reach_training(learnt: Path, copied: Path, train_tiny: Train, tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_test_and_development_cases_are_never_opened(train_tiny: Train, tmp_path
     (source / "split.json").write_text(json.dumps(lists))
     dataset = prepared(source, tmp_path / "dataset")
     shutil.rmtree(source)
-    stored = {path.name.split(".")[0] for path in (dataset / "store").iterdir()}
+    stored = {path.name.split(".")[0] for path in (dataset / "store").glob("*.b2nd")}
     assert stored == {*LABELLED, *UNLABELLED}
     run = train_tiny(tmp_path / "run", dataset=dataset, validation=2, iterations=3, **LEARNS)
     assert read_recipe(run).validation == LABELLED[1:]
