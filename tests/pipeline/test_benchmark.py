@@ -246,6 +246,12 @@ def test_what_the_network_gave_is_told_apart_from_what_unlabelled_scans_gave(tmp
     assert "with 8 masks, and nothing else, its network and schedule changed Dice" in found.answers[1]
 
 
+def test_what_only_unlabelled_scans_need_makes_no_other_network(tmp_path: Path) -> None:
+    records(tmp_path, "sscl_alpha-0.99_ema_warmup-true_8_0", "sscl_recon_skips-false_8_0", "sscl_unlabelled-false_8_0")
+    (gain,) = gains(grouped(read_records(tmp_path)))
+    assert gain.ours.config["alpha"] == 0.99
+
+
 def test_settings_tell_groups_apart(tmp_path: Path) -> None:
     (path, _) = records(tmp_path, "sscl_8_0", "vnet_8_0")
     shutil.copytree(path, tmp_path / "other")
@@ -254,6 +260,12 @@ def test_settings_tell_groups_apart(tmp_path: Path) -> None:
     (tmp_path / "other" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     labels = {group.label for group in grouped(read_records(tmp_path))}
     assert labels == {"sscl", "sscl lam=2.0", "vnet"}
+    # the settings of most runs are the plain ones, whatever the defaults are
+    for seed in (1, 2):
+        shutil.copytree(tmp_path / "other", tmp_path / f"other_{seed}")
+        recipe["seed"] = seed
+        (tmp_path / f"other_{seed}" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert {group.label for group in grouped(read_records(tmp_path))} == {"sscl", "sscl lam=0.5", "vnet"}
 
 
 def test_figure_6_is_drawn_from_records(tmp_path: Path) -> None:

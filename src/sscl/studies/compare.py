@@ -219,9 +219,12 @@ def _selection(run: Result) -> str:
 
 
 def _plain(method: str, configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Of several settings of a method, those that depart least from its defaults: mostly the preset's."""
+    """Of the settings that a method was run with, those of most runs, mostly the preset's; of equally many, those that
+    depart least from its defaults."""
     defaults = method_class(method).Config().model_dump()
-    return min(configs, key=lambda config: sum(config[key] != defaults[key] for key in defaults))
+    return max(
+        configs, key=lambda config: (configs.count(config), -sum(config[key] != defaults[key] for key in defaults))
+    )
 
 
 def _baseline(group: Group, groups: Sequence[Group]) -> Group | None:
@@ -239,7 +242,9 @@ def _baseline(group: Group, groups: Sequence[Group]) -> Group | None:
 def _same_network(group: Group, other: Group) -> bool:
     """Whether settings of network and training are equal, but for what is made of the unlabelled scans."""
     if group.method == other.method:
-        return {**group.config, "unlabelled": False} == dict(other.config)
+        acts_with = method_class(group.method).Config.acts_with
+        without = {name for name, needs in acts_with.items() if needs.get("unlabelled")} | {"unlabelled"}
+        return all(value == other.config[name] for name, value in group.config.items() if name not in without)
     return all(group.config[key] == other.config[key] for key in ("width", "optimiser"))
 
 
