@@ -29,13 +29,12 @@ def main(records: Path) -> None:
             rows = read_scores((folder / "scores.csv").read_text(), str(folder))
             facts = json.loads((folder / "record.json").read_text())
             runs[recipe["method"], len(recipe["labelled"])][recipe["seed"]] = facts | {"rows": rows}
-    vnet = runs["vnet", 8]
     print(
         "| method | masks | seeds | Dice | each seed | - `vnet`, same seeds | 95HD, mm | volume | it/s | MiB |\n"
         "|---|---|---|---|---|---|---|---|---|---|"
     )
     for (method, masks), seeds in sorted(runs.items(), key=lambda item: -mean_of(item[1])):
-        difference = ""
+        difference, vnet = "", runs.get(("vnet", masks), {})
         if method != "vnet":
             same = {seed: dice(vnet[seed]) for seed in seeds if seed in vnet}
             gap = paired_difference({seed: dice(seeds[seed]) for seed in same}, same)
