@@ -71,7 +71,7 @@ def _digest(array: NDArray[Any]) -> str:
     """Plane by plane, so that no copy of a large scan is made."""
     digest = hashlib.sha256(f"{array.shape} ".encode())
     for plane in array.reshape(-1, *array.shape[-2:]):
-        digest.update(np.ascontiguousarray(plane, dtype=np.float32) + np.float32(0))  # -0 is 0
+        digest.update((np.asarray(plane, dtype=np.float32) + np.float32(0)).tobytes())  # -0 is 0
     return digest.hexdigest()
 
 
