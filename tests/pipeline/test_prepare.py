@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -407,6 +408,8 @@ def test_a_scan_in_its_patient_s_folder_is_called_as_prepare_calls_it(tmp_path: 
         ({"background": 0, "a": 2}, "without a gap"),
         ({"background": 0, "a": 1, "b": 1}, "'a' and 'b' have one value"),
         ({"background": 0, "a": "one"}, "'a' is 'one'"),
+        ({"background": 0, "a": "\u00b2"}, "'a' is '\u00b2'"),
+        ({f"c{value}": value for value in range(128)}, "128 labels; at most 127"),
         ({}, "labels is missing"),
     ],
 )
@@ -461,6 +464,12 @@ def test_names_that_contradict_each_other(tmp_path: Path) -> None:
     source = changed("kind")
     (source / "imagesTr/c8_0000.mha").write_bytes(b"x")
     refused("c8_0000.mha.*known kind", source)
+    source = changed("sign")
+    (source / "imagesTr/c1_0000.nii.gz").rename(source / "imagesTr/c\n1_0000.nii.gz")
+    refused(r"imagesTr: the name 'c\\n1_0000.nii.gz' holds control characters", source)
+    source = changed("bytes")
+    (source / "imagesTr/c1_0000.nii.gz").rename(source / "imagesTr" / os.fsdecode(b"c\xe9_0000.nii.gz"))
+    refused(r"imagesTr: the name 'c\\udce9_0000.nii.gz' holds .*bytes that are no text", source)
     source = changed("empty")
     shutil.rmtree(source / "imagesTr")
     (source / "imagesTr").mkdir()

@@ -68,8 +68,11 @@ def _mask(pair: Pair) -> MaskFacts:
 
 
 def _digest(array: NDArray[Any]) -> str:
-    values = np.ascontiguousarray(array, dtype=np.float32) + np.float32(0)  # -0 is 0
-    return hashlib.sha256(f"{values.shape} ".encode() + values.tobytes()).hexdigest()
+    """Plane by plane, so that no copy of a large scan is made."""
+    digest = hashlib.sha256(f"{array.shape} ".encode())
+    for plane in array.reshape(-1, *array.shape[-2:]):
+        digest.update((np.asarray(plane, dtype=np.float32) + np.float32(0)).tobytes())  # -0 is 0
+    return digest.hexdigest()
 
 
 # As JSON

@@ -173,6 +173,8 @@ def _labels(declared: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], i
         raise UserError(
             f"{path}: label values must be 0 (background), 1, 2, ... without a gap, found {sorted(values)}."
         )
+    if len(values) > 127:
+        raise UserError(f"{path}: {len(values)} labels; at most 127 are supported, because masks are kept in 8 bits.")
     return tuple(values[value] for value in sorted(values)), ignore
 
 

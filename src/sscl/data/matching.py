@@ -23,7 +23,9 @@ def entries(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}. Check its permissions.") from None
     strange = [ascii(path.name) for path in found if any(unicodedata.category(sign) in _NO_TEXT for sign in path.name)]
-    refuse(f"{folder}: the name {name} holds bytes that are no text. Rename it." for name in strange)
+    refuse(
+        f"{folder}: the name {name} holds control characters, or bytes that are no text. Rename it." for name in strange
+    )
     return [path for path in found if not path.name.startswith(".") and path.name.lower() not in _JUNK]
 
 

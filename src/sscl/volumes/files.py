@@ -179,7 +179,8 @@ def _read_channels(path: Path, spacing_mm: Spacing | None) -> Volume:
             )
     with np.errstate(over="ignore"):  # beyond float32 is infinite, and counted as such
         array = np.ascontiguousarray(volume.array, dtype=np.float32)
-    bad = array.size - int(np.isfinite(array).sum())
+    planes = array.reshape(-1, *array.shape[-2:])  # one at a time, so that no mask of a large scan is made
+    bad = array.size - sum(int(np.isfinite(plane).sum()) for plane in planes)
     if bad:
         raise UserError(f"{path}: {bad} voxels are NaN or infinite (not finite). Repair the scan or leave it out.")
     return Volume(array, volume.affine, volume.header)
