@@ -24,7 +24,7 @@ help:
 	@echo "make test      the tests, without the slow ones: under 3 minutes on 2 cores"
 	@echo "make test-all  all tests: under 12 minutes on 2 cores"
 	@echo "make check     ruff, mypy and the import contracts: under 1 minute"
-	@echo "make soak      the tests with random inputs, all of them (make test takes a few hundred): about 10 minutes on 2 cores"
+	@echo "make soak      the tests with random inputs, all of them (make test takes a few hundred): some minutes on 2 cores"
 	@echo "make bench     every speed claim, measured again on this machine"
 	@echo "The first of them sets up .venv. PYTHON=/path/to/python3 chooses the Python that it is made with."
 
