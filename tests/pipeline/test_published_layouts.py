@@ -436,12 +436,12 @@ def test_from_scans_to_report(tmp_path: Path, preset: str, caplog: pytest.LogCap
 def test_tables_2_and_3_from_the_published_folders(
     tmp_path: Path, name: str, cases: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every row, on as many small scans as the data set has, with its own lists; only the crops are smaller."""
+    """Every row, on as many small scans as the data set has, with its own lists; crops and networks are small."""
     suite, source, out = find_suite(name), tmp_path / "src", tmp_path / "out"
     spacing = SPACING if name == "table2" else (0.9, 0.9, 3.0)
     preset = PRESETS[str(suite.preset)]
     plan = preset.plan | {"patch": (32, 16, 16), "stride": (16, 16, 16), "spacing_mm": spacing}
-    monkeypatch.setitem(PRESETS, str(suite.preset), preset.model_copy(update={"plan": plan}))
+    monkeypatch.setitem(PRESETS, str(suite.preset), preset.model_copy(update={"plan": plan, "method": {"width": 4}}))
     pancreas(source, tuple(range(1, 83))) if name == "table2" else kits19(source, 210)
     planned = benchmark.plan(suite, source, out, benchmark.Cases(), iterations=2, device="cpu", threads=1)
     for item in planned:
