@@ -28,8 +28,8 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
         leftover.unlink()
     path = folder / f"{state['iteration']:08d}.pt"
     try:
-        write_atomic(path, lambda file: torch.save(state, file))
-        write_json(path.with_suffix(".json"), {"sha256": sha256(path), "iteration": state["iteration"]})
+        digest = write_atomic(path, lambda file: torch.save(state, file))
+        write_json(path.with_suffix(".json"), {"sha256": digest, "iteration": state["iteration"]})
     except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
         free = shutil.disk_usage(folder).free
         raise UserError(
