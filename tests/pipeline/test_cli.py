@@ -52,6 +52,7 @@ def test_every_option_is_explained() -> None:
         (name, argument.name, argument.parameter.help)
         for name in ("check", "prepare", "train", "predict", "evaluate", "demo", "benchmark", "compare", "figures")
         for argument in cli.app[name].assemble_argument_collection(parse_docstring=True)
+        if not argument.children  # those of a dataclass are listed themselves
     ]
     assert len(arguments) > 40
     assert [(name, option) for name, option, text in arguments if not text] == []

@@ -1,9 +1,11 @@
 """The commands that are one stage each: arguments in, stage out."""
 
+from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from cyclopts import Parameter
 from rich.markup import escape
 
 from sscl.cli.console import (
@@ -27,6 +29,46 @@ NEW_SCANS = ("NEW_SCANS", "-o", "masks")
 """What `predict` is told where there are no test cases."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `check` and `prepare` are asked of a folder of scans.
+
+    Attributes:
+        preset: la, la-quick, pancreas, kits19, ... (docs/data.md). Without one, the labelled scans make the plan.
+        split: JSON file with the lists labelled, unlabelled, development, test; or nnU-Net's splits_final.json.
+        labelled: How many cases to train on with their masks, the first by name or of the source's or preset's list: 8;
+            or which: first:8, 1:8. Not given: all that have a mask and are in no other list.
+        unlabelled: How many or which to train on without; imagesTs for that folder.
+        development: Which to choose settings on: last:20, 51:60.
+        test: Which to hold out for the final figures.
+        images: With --labels, two folders whose files are matched by name.
+        labels: The other one.
+        set_: Any value of the plan: --set patch=96,96,64 --set spacing_mm=1,1,2.
+    """
+
+    preset: str | None = None
+    split: Path | None = None
+    labelled: str | None = None
+    unlabelled: str | None = None
+    development: str | None = None
+    test: str | None = None
+    images: Path | None = None
+    labels: Path | None = None
+    set_: Settings = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """As the stages take them."""
+        return {
+            "preset": self.preset, "split_file": self.split, "labelled": number_or_range(self.labelled),
+            "unlabelled": number_or_range(self.unlabelled), "development": self.development, "test": self.test,
+            "images": self.images, "labels": self.labels, "settings": parse_settings(self.set_),
+        }  # fmt: skip
+
+
+NOTHING_ASKED = Request()
+
+
 @app.command
 def check(
     source: Path,
@@ -34,15 +76,7 @@ def check(
     *,
     out: Out | None = None,
     json: bool = False,
-    preset: str | None = None,
-    split: Path | None = None,
-    labelled: str | None = None,
-    unlabelled: str | None = None,
-    development: str | None = None,
-    test: str | None = None,
-    images: Path | None = None,
-    labels: Path | None = None,
-    set_: Settings = (),
+    request: Request = NOTHING_ASKED,
 ) -> None:
     """Tell everything that is wrong with a folder of scans and masks; it is left untouched. Exit code 2 for errors.
 
@@ -53,24 +87,11 @@ def check(
         source: The folder, as it is.
         out: JSON file to keep the findings in; given again, files that did not change are not read again.
         json: Print the findings as JSON.
-        preset: As for prepare.
-        split: As for prepare.
-        labelled: As for prepare. Without any of these, every case with a mask counts as labelled.
-        unlabelled: As for prepare.
-        development: As for prepare.
-        test: As for prepare.
-        images: As for prepare.
-        labels: As for prepare.
-        set_: As for prepare.
     """
     from sscl.stages.check import check as run
     from sscl.stages.check import level
 
-    result = run(
-        source, out, preset=preset, split_file=split, labelled=number_or_range(labelled),
-        unlabelled=number_or_range(unlabelled), development=development, test=test, images=images, labels=labels,
-        settings=parse_settings(set_),
-    )  # fmt: skip
+    result = run(source, out, **request.arguments())
     if json:
         say(dumps(result.to_json(), indent=1))
     else:
@@ -89,15 +110,7 @@ def prepare(
     /,
     *,
     out: Out | None = None,
-    preset: str | None = None,
-    split: Path | None = None,
-    labelled: str | None = None,
-    unlabelled: str | None = None,
-    development: str | None = None,
-    test: str | None = None,
-    images: Path | None = None,
-    labels: Path | None = None,
-    set_: Settings = (),
+    request: Request = NOTHING_ASKED,
 ) -> None:
     """Check a folder of scans and masks, plan, and fill the case store.
 
@@ -107,26 +120,12 @@ def prepare(
     Args:
         source: The folder, as it is.
         out: The data set to make.
-        preset: la, la-quick, pancreas, kits19, ... (docs/data.md). Without one, the labelled scans make the plan.
-        split: JSON file with the lists labelled, unlabelled, development, test; or nnU-Net's splits_final.json.
-        labelled: How many cases to train on with their masks, the first by name or of the source's or preset's list: 8;
-            or which: first:8, 1:8.
-        unlabelled: How many or which to train on without; imagesTs for that folder.
-        development: Which to choose settings on: last:20, 51:60.
-        test: Which to hold out for the final figures.
-        images: With --labels, two folders whose files are matched by name.
-        labels: The other one.
-        set_: Any value of the plan: --set patch=96,96,64 --set spacing_mm=1,1,2.
     """
     from sscl.stages.prepare import prepare as run
 
     if out is None:
         raise UserError(f"prepare needs -o DATASET, the data set to make: sscl prepare {source} -o DATASET.")
-    result = run(
-        source, out, preset=preset, split_file=split, labelled=number_or_range(labelled),
-        unlabelled=number_or_range(unlabelled), development=development, test=test, images=images, labels=labels,
-        settings=parse_settings(set_),
-    )  # fmt: skip
+    result = run(source, out, **request.arguments())
     done = "already prepared" if result.skipped else "prepared"
     say(f"{result.out}: {done}. {following('train', result.out, '--method', 'sscl', '-o', 'runs/sscl')}")
 
