@@ -4,6 +4,11 @@ import csv
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sscl import cli
 from sscl.core.errors import UserError
-from sscl.methods import METHODS, method_class
+from sscl.engine.run import METRICS, only_writer
+from sscl.methods import LABELLED_DIFFERS, METHODS, method_class
 from sscl.nets.vnet import VNet
 from sscl.report.published import TITLES, departing, published
 from sscl.report.statistics import holm, wilcoxon
@@ -24,9 +30,8 @@ from sscl.stages.record import identity, read_records, read_result
 from sscl.studies import benchmark
 from sscl.studies.benchmark import Cases, Planned
 from sscl.studies.compare import compare, gains, grouped
-from sscl.studies.job import Job
 from sscl.studies.suites import SUITES, Suite, find_suite
-from sscl.studies.tables import threshold_points, write_tables
+from sscl.studies.tables import results, threshold_points, write_tables
 
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "runs"
 CASES = Cases(pool="1:6", test="7:8")
@@ -70,7 +75,8 @@ def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) ->
     again = planned(chosen, tiny, out)
     assert [item.done for item in again] == [True, True, True, False]
     assert Path(again[0].job.record).name == "renamed"
-    assert [item.done for item in planned(chosen, tiny, out, seeds=(1,))] == [False] * 4
+    # other seeds are asked for; what is there of this one still goes into the tables
+    assert [item.done for item in planned(chosen, tiny, out, seeds=(1,))] == [False] * 4 + [True] * 3
     (out / "records" / "renamed").rename(out / "records" / names[0])
     # one of an older version of the method is of another method
     facts = json.loads((out / "records" / names[0] / "record.json").read_text())
@@ -81,7 +87,7 @@ def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) ->
     openings = [len((out / f"data_{n}" / "openings.jsonl").read_text().splitlines()) for n in (2, 3)]
     assert openings == [1, 2]
 
-    paths = write_tables(chosen, planned(chosen, tiny, out), out / "tables")
+    paths = write_tables(chosen, results(planned(chosen, tiny, out)), out / "tables")
     assert [path.name for path in paths] == ["table.md", "table.csv", "table.tex", "table.html", "comparison.md"]
     with (out / "tables" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -92,6 +98,39 @@ def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) ->
     ]
     text = (out / "tables" / "comparison.md").read_text()
     assert "with 3 masks, the 3 unlabelled scans" in text
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_leaves_no_training_behind(tiny: Tiny, tmp_path: Path) -> None:
+    suite(tmp_path, {"method": "vnet", "masks": 2, "settings": SMALL})
+    run = tmp_path / "out" / "runs" / "vnet_width-2_2_0"
+    command = [
+        sys.executable, "-m", "sscl.cli", "benchmark", tmp_path / "suite.yaml", tiny.source, "-o", tmp_path / "out",
+        "--pool", "1:6", "--test", "7:8", "--iterations", "100000", "--device", "cpu",
+    ]  # fmt: skip
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: (run / METRICS).is_file() and (run / METRICS).stat().st_size > 0)
+    with pytest.raises(UserError, match="in use by another process"), only_writer(run):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: "state saved" in run.with_name(f"{run.name}.log").read_text())
+    wait_until(lambda: is_free(run))
+
+
+def is_free(run: Path) -> bool:
+    try:
+        with only_writer(run):
+            return True
+    except UserError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
 
 
 def test_cases_of_a_pool() -> None:
@@ -161,7 +200,9 @@ def test_hours_without_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["benchmark", "table4"]) == 0
     out = capsys.readouterr().out
     assert "an estimate, not run" in out
-    assert len(out.splitlines()) == 2 + len(SUITES["table4"].rows)
+    assert len(out.splitlines()) == 1 + 2 * len(SUITES["table4"].rows)
+    assert "paper: Dice 0.831\nsscl train DATASET -o RUN --method vnet --seed 0\n" in out
+    assert "paper: Dice –\nsscl train DATASET -o RUN --method sscl --seed 0 --set unlabelled=false\n" in out
     assert cli.main(["benchmark", "table4", "--preset", "la-quick"]) == 0
     assert capsys.readouterr().out != out
     assert cli.main(["benchmark", "table4", "--preset", "la-quik"]) == 2
@@ -194,6 +235,13 @@ def records(tmp_path: Path, *names: str) -> list[Path]:
     for name in names:
         shutil.copytree(RECORDS / name, tmp_path / name)
     return [tmp_path / name for name in names]
+
+
+def change(folder: Path, config: dict[str, Any] | None = None, **values: Any) -> None:
+    """Other values in a record's recipe."""
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["config"] |= config or {}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | values))
 
 
 def test_the_committed_records_are_of_the_present_methods() -> None:
@@ -255,17 +303,71 @@ def test_what_only_unlabelled_scans_need_makes_no_other_network(tmp_path: Path) 
 def test_settings_tell_groups_apart(tmp_path: Path) -> None:
     (path, _) = records(tmp_path, "sscl_8_0", "vnet_8_0")
     shutil.copytree(path, tmp_path / "other")
-    recipe = yaml.safe_load((path / "recipe.yaml").read_text())
-    recipe["config"]["lam"] = 2.0
-    (tmp_path / "other" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    change(tmp_path / "other", config={"lam": 2.0})
     labels = {group.label for group in grouped(read_records(tmp_path))}
     assert labels == {"sscl", "sscl lam=2.0", "vnet"}
     # the settings of most runs are the plain ones, whatever the defaults are
     for seed in (1, 2):
         shutil.copytree(tmp_path / "other", tmp_path / f"other_{seed}")
-        recipe["seed"] = seed
-        (tmp_path / f"other_{seed}" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        change(tmp_path / f"other_{seed}", seed=seed)
     assert {group.label for group in grouped(read_records(tmp_path))} == {"sscl", "sscl lam=0.5", "vnet"}
+    change(path, iterations=50)
+    labels = {group.label for group in grouped(read_records(tmp_path))}
+    assert labels == {"sscl lam=0.5, 50 iterations", "sscl, 600 iterations", "vnet, 600 iterations"}
+
+
+def test_only_seeds_that_both_sides_have_are_compared(tmp_path: Path) -> None:
+    ours, *baselines = records(tmp_path, "mean_teacher_8_1", "vnet_8_0", "vnet_8_1", "vnet_8_2")
+    found, alone = compare([ours, *baselines]), compare([ours, baselines[1]])
+    assert found.table[1][6:] == alone.table[1][6:]
+    assert "1 seed that both have of 1 and 3;" in found.answers[0]
+    assert "1 seed;" in alone.answers[0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"data_digest": "0" * 64},
+        {"iterations": 700},
+        {"config": {"width": 16}},
+        {"config": {"dropout": 0.5}},
+        {"config": {"optimiser": {"learning_rate": 0.1}}},
+    ],
+)
+def test_a_run_on_other_data_or_of_another_network_is_no_baseline(tmp_path: Path, changed: dict[str, Any]) -> None:
+    ours, vnet = records(tmp_path, "mean_teacher_8_0", "vnet_8_0")
+    assert len(gains(grouped(read_records(tmp_path)))) == 1
+    change(vnet, **changed)
+    assert gains(grouped(read_records(tmp_path))) == []
+    (answer,) = compare([ours, vnet]).answers
+    need = "run vnet --set dropout=0.0 on" if "dropout" in changed.get("config", {}) else "run vnet"
+    assert need in answer
+
+
+def test_two_runs_that_could_be_the_baseline_are_named(tmp_path: Path) -> None:
+    _, vnet = records(tmp_path, "mean_teacher_8_0", "vnet_8_0")
+    shutil.copytree(vnet, tmp_path / "other")
+    change(tmp_path / "other", config={"supervised_weight": 0.25})
+    found = compare([tmp_path])
+    assert [row[6:] for row in found.table[1:]] == [["-", "-", "-"]] * 3  # nor is one V-Net the other's baseline
+    assert "several runs are its network on the masks alone (vnet" in found.answers[0]
+
+
+def test_what_else_differs_from_the_baseline_is_said(tmp_path: Path) -> None:
+    assert LABELLED_DIFFERS.keys() < {name for name, entry in METHODS.items() if entry.baseline == "vnet"}
+    records(tmp_path, "bcp_8_0", "mean_teacher_8_0", "vnet_8_0")
+    for answer in compare([tmp_path]).answers:
+        assert ("pasted into each other" in answer) == answer.startswith("bcp")
+
+
+def test_a_damaged_record_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, broken, unscored = records(tmp_path, "vnet_8_0", "vnet_8_1", "vnet_8_2")
+    (broken / "record.json").write_text("{")
+    (unscored / "scores.csv").unlink()
+    assert [result.name for result in read_records(tmp_path)] == ["vnet_8_0"]
+    assert len(compare([tmp_path]).table) == 2
+    assert f"{broken} is left out: " in caplog.text
+    assert f"{unscored} is left out: {unscored} has no scores." in caplog.text
 
 
 def test_figure_6_is_drawn_from_records(tmp_path: Path) -> None:
@@ -274,16 +376,14 @@ def test_figure_6_is_drawn_from_records(tmp_path: Path) -> None:
     for row in SUITES["fig6"].rows[:2]:
         kept = tmp_path / "kept" / row.slug
         shutil.copytree(path, kept)
-        recipe = yaml.safe_load((path / "recipe.yaml").read_text())
-        recipe["config"] |= row.settings
-        (kept / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        job = Job(name=row.slug, dataset="", run="", record=str(kept), method="sscl", settings=row.settings)
-        done.append(Planned(row, job, True, 0.0))
+        change(kept, config=row.settings)
+        done.append((row, read_result(kept)))
     with (path / "scores.csv").open() as file:
         dice = fmean(float(line["dice"]) for line in csv.DictReader(file))
     points = threshold_points(SUITES["fig6"], done)
     assert {reading: [(t, scores["dice"]) for t, scores in line] for reading, line in points.items()} == {
-        "foreground": [(0.5, pytest.approx(dice)), (0.7, pytest.approx(dice))]
+        "foreground": [(0.5, pytest.approx(dice)), (0.7, pytest.approx(dice))],
+        "confident": [(0.5, pytest.approx(dice))],
     }
     assert (tmp_path / "fig6.svg") in write_tables(SUITES["fig6"], done, tmp_path)
 

@@ -65,7 +65,7 @@ def benchmark(
         development: Cases to leave alone: 51:60.
         test: Cases to score: 61:80; the layout's or preset's list if not given.
         seeds: Instead of the suite's: --seeds 0 --seeds 1.
-        only: Only runs whose names begin so: --only sscl_8.
+        only: Only runs whose names begin so: --only sscl_8. Tables have all that is done all the same.
         iterations: Instead of the preset's.
         records: Where finished runs are kept and looked for; OUT/records if not given.
         jobs: Runs at a time on this machine; they share its cores.
@@ -77,7 +77,7 @@ def benchmark(
     from sscl.studies import benchmark as study
     from sscl.studies.cluster import read_resources, submit
     from sscl.studies.suites import find_suite
-    from sscl.studies.tables import write_tables
+    from sscl.studies.tables import results, suite_table, write_tables
 
     chosen = find_suite(suite)
     if source is None:
@@ -92,20 +92,25 @@ def benchmark(
         chosen, source, out, cases, preset=preset, seeds=seeds or None, iterations=iterations, records=records,
         device=device, elsewhere=slurm,
     )  # fmt: skip
-    planned = study.chosen(planned, only)
+    wanted = study.chosen(planned, only)
+    _say_plan(wanted)
     if dry_run:
-        return _say_plan(planned)
-    say(f"{sum(item.done for item in planned)} of {len(planned)} runs are done")
+        return
     outcomes: list[study.Outcome] = []
     if slurm:
-        for line in submit(planned, out / "slurm", resources):
+        for line in submit(wanted, out / "slurm", resources):
             say(line)
     else:
         outcomes = study.run(
-            planned, jobs,
+            wanted, jobs,
             lambda end: err.print(f"{end.planned.job.name}: {escape(end.error) or 'done'}", highlight=False),
         )  # fmt: skip
-    for path in write_tables(chosen, planned, out / "tables"):
+    if done := results(planned):
+        shown = suite_table(chosen, done)
+        say("")
+        table([list(shown.head), *([cell.text for cell in row] for row in shown.cells())])
+        say("Footnotes and caveats stand below the table in these files:")
+    for path in write_tables(chosen, done, out / "tables"):
         say(str(path))
     if failed := [outcome for outcome in outcomes if outcome.error]:
         raise UserError(f"{len(failed)} of {len(outcomes)} runs failed; the same command tries them again.")
@@ -124,6 +129,7 @@ def compare(*runs: Path) -> None:
         raise UserError("compare needs scored runs: sscl compare RUN ...")
     result = study(runs)
     table(result.table)
+    say("\n" + result.note)
     if result.curve:
         say("\nMean Dice by the number of masks")
         table(result.curve)
@@ -150,13 +156,18 @@ def figures(*runs: Path, out: Out = Path("figures"), case: tuple[str, ...] = ())
 
 def _say_hours(suite: "Suite", preset: str | None) -> None:
     from sscl.studies.benchmark import FLOP_PER_SECOND, outline
+    from sscl.studies.job import Job
+    from sscl.studies.tables import printed
 
     rows = outline(suite, preset)
-    lines = [[row.name or row.slug, str(row.masks), f"{hours:.3g}"] for row, hours in rows]
-    table([["row", "masks", "GPU hours a seed"], *lines])
+    for row, hours in rows:
+        name, paper = row.name or row.slug, printed(suite, row)
+        say(f"# {name}, {row.masks} masks: {hours:.3g} GPU hours a seed; paper: Dice {paper}")
+        say(Job(name="", dataset="DATASET", run="RUN", record="", method=row.method, settings=row.settings).commands[0])
     say(
-        f"{sum(hours for _, hours in rows):.3g} hours on one GPU a seed: an estimate, not run: counted operations at "
-        f"{FLOP_PER_SECOND / 1e12:g} TFLOP/s, times each method's cost. `sscl benchmark SUITE SCANS -o OUT` runs it."
+        f"# {sum(hours for _, hours in rows):.3g} hours on one GPU a seed: an estimate, not run: operations of the "
+        f"V-Net of width 16 at {FLOP_PER_SECOND / 1e12:g} TFLOP/s, times each method's cost with its own settings. "
+        "`sscl benchmark SUITE SCANS -o OUT` runs it."
     )
 
 
@@ -165,5 +176,5 @@ def _say_plan(planned: "Sequence[Planned]") -> None:
         say(f"# {item.job.name}: {'done' if item.done else f'{item.hours:.2g} GPU hours (estimate, not run)'}")
         for command in () if item.done else item.job.commands:
             say(command)
-    left = [item for item in planned if not item.done]
-    say(f"# {len(left)} of {len(planned)} runs left: {sum(item.hours for item in left):.2g} GPU hours (estimate)")
+    left = [item.hours for item in planned if not item.done]
+    say(f"# {len(left)} of {len(planned)} runs left: {sum(left):.2g} GPU hours (estimate, not run)")

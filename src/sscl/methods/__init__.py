@@ -63,6 +63,18 @@ METHODS: dict[str, Entry] = {
     "sscl": Entry("sscl:SSCL", None, "SSCL: Liu et al.", "spatial-spectral V-Net, reconstruction V-Net", 2.5, "sscl"),
 }
 
+LABELLED_DIFFERS: dict[str, str] = {
+    "dan": "its Dice loss counts the background too",
+    "advent": "its Dice loss counts the background too",
+    "ac_mt": "its Dice loss counts the background too",
+    "tripled_ua": "two decoders more with tasks of their own, Dice without cross-entropy",
+    "ss_net": "Dice without squares, no cross-entropy",
+    "ucmt": "two networks whose mean is tested, Dice with the background, no cross-entropy",
+    "comwin": "three networks, of which the first is tested",
+    "bcp": "crops are pasted into each other, Dice of each crop",
+}
+"""What a method does otherwise than its baseline, beside using unlabelled scans; the difference holds this as well."""
+
 
 def method_class(name: str) -> "type[Method]":
     """The class of a method by its command-line name.

@@ -30,8 +30,9 @@ class Interval:
 def paired_difference(ours: Scores, baseline: Scores, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean of ours - baseline with a bootstrap interval over cases and seeds (percentiles of 10,000 resamples).
 
-    A resample draws the cases anew, the same ones for both sides (the same patient is hard or easy for both), and the
-    seeds of each side anew, apart (equal seeds do not make two methods' runs alike). Resampling rows and columns of a
+    Only the seeds that both sides have count (`same_seeds`). A resample draws the cases anew, the same ones for both
+    sides (the same patient is hard or easy for both), and the seeds of each side anew, apart (equal seeds do not make
+    two methods' runs alike). Resampling rows and columns of a
     table is the pigeonhole bootstrap (Owen 2007, doi:10.1214/07-AOAS122). Of n things it draws n - 1: n would spread
     sqrt((n-1)/n) of what they should, which for few seeds is far too little (Hesterberg 2015, narrowness bias,
     doi:10.1080/00031305.2015.1089789). A score never has a negative weight, so if one of ours falls, the mean falls and
@@ -49,6 +50,7 @@ def paired_difference(ours: Scores, baseline: Scores, level: float = 0.95, seed:
     Raises:
         UserError: no seed, no case, different cases, or a score that is no finite number.
     """
+    ours, baseline = same_seeds(ours, baseline)
     cases = _common_cases(ours, baseline)
     a, b = _table(ours, cases), _table(baseline, cases)
     rng = np.random.default_rng(seed)
@@ -56,6 +58,13 @@ def paired_difference(ours: Scores, baseline: Scores, level: float = 0.95, seed:
     means = _resampled(a, of_cases, rng) - _resampled(b, of_cases, rng)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(a.mean() - b.mean()), float(low), float(high), len(cases), min(len(a), len(b)))
+
+
+def same_seeds(ours: Scores, baseline: Scores) -> tuple[Scores, Scores]:
+    """Both sides with the seeds that both have, so that a side that was trained more often is not judged by more draws;
+    where they share none, as they are."""
+    same = sorted(ours.keys() & baseline.keys())
+    return ({seed: ours[seed] for seed in same}, {seed: baseline[seed] for seed in same}) if same else (ours, baseline)
 
 
 def _resampled(scores: NDArray[np.float64], of_cases: NDArray[np.float64], rng: np.random.Generator) -> Any:

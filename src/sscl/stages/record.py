@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from sscl.report.tables import Row, read_metrics, read_scores
 from sscl.stages.folder import STAGE
 from sscl.stages.reading import selected
 from sscl.stages.train import CHECKPOINTS
+
+logger = logging.getLogger("sscl")
 
 ROWS = 60
 """Lines of the thinned log; each is the mean over as many iterations as that takes."""
@@ -84,7 +87,18 @@ def read_records(folder: Path) -> list[Result]:
     """All records of a folder, by name; none where there is no such folder."""
     if not folder.is_dir():
         return []
-    return [read_result(path) for path in sorted(folder.iterdir()) if (path / RECORD).is_file()]
+    return read_results([path for path in sorted(folder.iterdir()) if (path / RECORD).is_file()])
+
+
+def read_results(folders: Sequence[Path]) -> list[Result]:
+    """Those of `folders` that can be read; a warning names each other one: unfinished, not scored or damaged."""
+    results = []
+    for folder in folders:
+        try:
+            results.append(read_result(folder))
+        except UserError as error:
+            logger.warning("%s is left out: %s", folder, error)
+    return results
 
 
 def record(run: Path, predictions: Path, out: Path) -> Path:

@@ -95,7 +95,8 @@ def plan(
     """Prepare a data set for each number of masks, and say which runs there are and which of them are done.
 
     A run is done if a record in `records` has the same recipe, data, and versions of method and engine, wherever it
-    was made and whatever its name. Seeds come before rows: a sweep that is cut short has whole columns.
+    was made and whatever its name. Records of these rows with other seeds than asked for are there as well: tables
+    hold all that was run. Seeds come before rows: a sweep that is cut short has whole columns.
 
     Args:
         elsewhere: the runs go to other machines. Which precision their devices choose is not known here: a record
@@ -105,7 +106,10 @@ def plan(
         UserError: what `prepare` and the methods refuse.
     """
     records = records or out / "records"
-    known = {result.identity: records / result.name for result in read_records(records)}
+    kept = read_records(records)
+    known = {result.identity: records / result.name for result in kept}
+    asked = list(seeds if seeds is not None else range(suite.seeds))
+    others = sorted({result.recipe.seed for result in kept} - set(asked))
     data = {}
     for masks in dict.fromkeys(row.masks for row in suite.rows):
         folder = out / f"data_{masks}"
@@ -114,7 +118,7 @@ def plan(
     place = torch.device("cpu") if elsewhere else pick_device(device)
     precisions = ("float32", "bf16") if elsewhere and device != "cpu" else ("auto",)
     planned = []
-    for seed in seeds if seeds is not None else range(suite.seeds):
+    for seed in (*asked, *others):
         for row in suite.rows:
             dataset = data[row.masks]
             name = f"{row.slug}_{len(dataset.split.labelled)}_{seed}"
@@ -128,6 +132,8 @@ def plan(
                 for precision in precisions
             ]
             found = next((known[key] for key in map(identity, recipes) if key in known), None)
+            if found is None and seed not in asked:
+                continue
             if found is not None:
                 job = job.override({"record": str(found)}, name)
             hours = gpu_hours(row.method, recipes[0].iterations, dataset.plan.patch)
@@ -181,7 +187,7 @@ def run_apart(job: Job) -> str:
     text = described.with_name(f"{Path(job.run).name}.log")
     with text.open("a", encoding="utf-8") as output:
         code = subprocess.run(
-            [sys.executable, "-m", "sscl.studies.job", str(described)],
+            [sys.executable, "-m", "sscl.studies.job", str(described), str(os.getpid())],
             stdout=output, stderr=output, check=False,
             env=os.environ | {"OMP_NUM_THREADS": str(job.threads or torch.get_num_threads())},
         ).returncode  # fmt: skip

@@ -2,17 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from sscl.core.errors import UserError
 from sscl.engine.run import FREE
-from sscl.methods import METHODS, method_class
-from sscl.report.statistics import Interval, Scores, holm, paired_difference, wilcoxon
+from sscl.methods import LABELLED_DIFFERS, METHODS, method_class
+from sscl.report.statistics import Interval, Scores, holm, paired_difference, same_seeds, wilcoxon
 from sscl.report.tables import dice_by_case, num_failed
-from sscl.stages.record import Result, read_result
+from sscl.stages.record import Result, read_result, read_results
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Group:
     masks: int
     unlabelled: int
     iterations: int
+    data: str
+    """Digest of the prepared data set: its plan, lists and scans."""
     selection: str
     """How its weights were chosen; empty: the last ones."""
     dice: Scores
@@ -37,14 +39,9 @@ class Group:
         return fmean(fmean(cases.values()) for cases in self.dice.values())
 
     @property
-    def by_case(self) -> dict[str, float]:
-        """Each case's mean over seeds."""
-        return {case: fmean(seed[case] for seed in self.dice.values()) for case in next(iter(self.dice.values()))}
-
-    @property
     def spread(self) -> float | None:
         """Standard deviation over cases, each case's mean over seeds first."""
-        cases = list(self.by_case.values())
+        cases = list(by_case(self.dice).values())
         return stdev(cases) if len(cases) > 1 else None
 
 
@@ -64,25 +61,34 @@ class Gain:
         verb = "raised" if low > 0 else "lowered" if high < 0 else "changed"
         sure = "" if low > 0 or high < 0 else " The interval holds 0: it may be nothing."
         seeds = f"{self.interval.num_seeds} seed{'s' if self.interval.num_seeds > 1 else ''}"
+        if self.ours.dice.keys() != self.baseline.dice.keys():
+            seeds += f" that both have of {len(self.ours.dice)} and {len(self.baseline.dice)}"
         one = " One seed says nothing about the spread between trainings." if self.interval.num_seeds == 1 else ""
+        differs = LABELLED_DIFFERS.get(self.ours.method) if self.ours.unlabelled else None
+        more = f" Not only they differ: {differs}." if differs else ""
         what, against = f"the {self.ours.unlabelled} unlabelled scans", "the same network trained on the masks alone"
         if not self.ours.unlabelled:
             what, against = "and nothing else, its network and schedule", "the plain V-Net"
         return (
             f"{self.ours.label}: with {self.ours.masks} masks, {what} {verb} Dice "
             f"by {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}; {self.interval.num_cases} cases, {seeds}; "
-            f"Wilcoxon over cases, Holm: p {_p(self.p)}), against {against} ({self.baseline.label}).{sure}{one}"
+            f"Wilcoxon over cases, Holm: p {_p(self.p)}), against {against} ({self.baseline.label}).{sure}{one}{more}"
         )
 
 
 @dataclass(frozen=True)
 class Comparison:
     """table: the head first. answers: one for each group that learnt from unlabelled scans, or with another network
-    than `vnet` from the masks alone. curve: label budgets."""
+    than `vnet` from the masks alone. curve: label budgets. note: how to read the table."""
 
     table: list[list[str]]
     answers: list[str]
     curve: list[list[str]]
+    note: str = (
+        "Gains: mean difference of Dice over the seeds that both have, with a 95 % bootstrap interval over cases and "
+        "seeds. p: Wilcoxon over cases; whether most cases changed alike with these trainings. It can be small where "
+        "the interval, which is of the mean and of other trainings too, holds 0."
+    )
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -90,13 +96,18 @@ def compare(folders: Sequence[Path]) -> Comparison:
 
     Only the difference to the labelled-only run of the same network, on the same masks and of the same length, is
     credited to the unlabelled scans. What else a method is ahead of `vnet` is its network's: the difference of that
-    labelled-only run to `vnet`. Where a method's loss of
-    the labelled scans is not its baseline's (docs/methods), the difference holds that as well.
+    labelled-only run to `vnet`. Where a method treats the labelled scans otherwise than its baseline, the answer says
+    so: the difference holds that as well.
 
     Raises:
         UserError: nothing scored, or runs that were scored on different cases.
     """
-    groups = grouped([result for folder in folders for result in _results(folder)])
+    return compared([result for folder in folders for result in _results(folder)])
+
+
+def compared(results: Sequence[Result]) -> Comparison:
+    """As `compare`, of results that have been read."""
+    groups = sorted(grouped(results), key=lambda group: (group.masks, -group.mean))
     found = gains(groups)
     by_group = {id(gain.ours): gain for gain in found}
     rows = [
@@ -112,7 +123,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
             "p (Holm)",
         ]
     ]
-    for group in sorted(groups, key=lambda group: (group.masks, -group.mean)):
+    for group in groups:
         gain = by_group.get(id(group))
         between = f"{group.mean:.3f}" + (f" +- {group.spread:.3f}" if group.spread is not None else "")
         given = f"{gain.interval.mean:+.3f} [{gain.interval.low:+.3f}, {gain.interval.high:+.3f}]" if gain else "-"
@@ -121,7 +132,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
         by_what = [given, "-"] if group.unlabelled else ["-", given]
         rows.append([group.label, *counts, between, str(group.not_ok), *by_what, p])
     open_questions = [group for group in groups if group.unlabelled and id(group) not in by_group]
-    answers = [*(gain.words() for gain in found), *map(_unanswered, open_questions)]
+    answers = [*(gain.words() for gain in found), *(_unanswered(group, groups) for group in open_questions)]
     return Comparison(rows, answers, budget_curve(groups))
 
 
@@ -147,18 +158,23 @@ def grouped(results: Sequence[Result]) -> list[Group]:
     for result in results:
         configs[result.recipe.method].append(_config(result))
     plain = {method: _plain(method, of_method) for method, of_method in configs.items()}
-    return [_group(runs, plain[runs[0].recipe.method]) for runs in together.values()]
+    return _told_apart([_group(runs, plain[runs[0].recipe.method]) for runs in together.values()])
 
 
 def gains(groups: Sequence[Group]) -> list[Gain]:
     """Each group against its baseline, where that is among the groups: with unlabelled scans the same network on the
     masks alone, without them `vnet`."""
-    pairs = [(g, b) for g in groups if (b := _baseline(g, groups)) is not None]
-    raw = [wilcoxon(ours.by_case, baseline.by_case) for ours, baseline in pairs]
+    pairs = [(group, found[0]) for group in groups if len(found := _baselines(group, groups)) == 1]
+    raw = [wilcoxon(*map(by_case, same_seeds(ours.dice, baseline.dice))) for ours, baseline in pairs]
     return [
         Gain(ours, baseline, paired_difference(ours.dice, baseline.dice), p)
         for (ours, baseline), p in zip(pairs, holm(raw), strict=True)
     ]
+
+
+def by_case(dice: Scores) -> dict[str, float]:
+    """Each case's mean over seeds."""
+    return {case: fmean(seed[case] for seed in dice.values()) for case in next(iter(dice.values()))}
 
 
 def budget_curve(groups: Sequence[Group]) -> list[list[str]]:
@@ -184,7 +200,7 @@ def _results(folder: Path) -> list[Result]:
     inside = sorted(path.parent for path in folder.glob("*/recipe.yaml")) if folder.is_dir() else []
     if not inside:
         raise UserError(f"{folder}: neither a run, a record, nor a folder of them.")
-    return [read_result(path) for path in inside]
+    return read_results(inside)
 
 
 def _config(result: Result) -> dict[str, Any]:
@@ -202,8 +218,21 @@ def _group(runs: Sequence[Result], plain: Mapping[str, Any]) -> Group:
     return Group(
         label=_label(recipe.method, config, plain) + _selection(runs[0]), method=recipe.method, config=config,
         masks=len(recipe.labelled), unlabelled=len(recipe.unlabelled), iterations=recipe.iterations,
-        selection=_selection(runs[0]), dice=dice, not_ok=sum(num_failed(run.rows) for run in runs),
+        data=recipe.data_digest, selection=_selection(runs[0]), dice=dice,
+        not_ok=sum(num_failed(run.rows) for run in runs),
     )  # fmt: skip
+
+
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
+    """With the number of iterations in the label where it is not everywhere the same, then the data set where two
+    groups still have one name."""
+    if len({group.iterations for group in groups}) > 1:
+        groups = [replace(group, label=f"{group.label}, {group.iterations} iterations") for group in groups]
+    names = [(group.label, group.masks) for group in groups]
+    return [
+        replace(group, label=f"{group.label}, data {group.data[:8]}") if names.count(name) > 1 else group
+        for group, name in zip(groups, names, strict=True)
+    ]
 
 
 def _label(method: str, config: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
@@ -227,41 +256,55 @@ def _plain(method: str, configs: Sequence[Mapping[str, Any]]) -> Mapping[str, An
     )
 
 
-def _baseline(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The same network from the same masks, iterations and settings, without the unlabelled scans, its weights chosen
-    alike; of a group without them, `vnet`."""
+def _baselines(group: Group, groups: Sequence[Group]) -> list[Group]:
+    """The same network on the same data set, with its iterations and settings, without the unlabelled scans, its
+    weights chosen alike; of a group without them, `vnet`."""
+    return [other for other in _candidates(group, groups) if not _unlike(group, other)]
+
+
+def _candidates(group: Group, groups: Sequence[Group]) -> list[Group]:
+    """Its baselines as far as settings do not matter."""
+    if group.method == "vnet":
+        return []
     name = METHODS[group.method].baseline if group.unlabelled else "vnet"
-    wanted = (name, group.masks, 0, group.iterations, group.selection)
-    for other in groups:
-        found = (other.method, other.masks, other.unlabelled, other.iterations, other.selection)
-        if found == wanted and other is not group and _same_network(group, other):
-            return other
-    return None
+    wanted = (name, group.data, group.masks, 0, group.iterations, group.selection)
+    return [
+        other
+        for other in groups
+        if (other.method, other.data, other.masks, other.unlabelled, other.iterations, other.selection) == wanted
+    ]
 
 
-def _same_network(group: Group, other: Group) -> bool:
-    """Whether settings of network and training are equal, but for what is made of the unlabelled scans."""
+def _unlike(group: Group, other: Group) -> list[str]:
+    """Settings of network and training that differ, but for what is made of the unlabelled scans."""
     if group.method == other.method:
         acts_with = method_class(group.method).Config.acts_with
         without = {name for name, needs in acts_with.items() if needs.get("unlabelled")} | {"unlabelled"}
-        return all(value == other.config[name] for name, value in group.config.items() if name not in without)
-    return all(group.config[key] == other.config[key] for key in ("width", "optimiser"))
+        names = group.config.keys() - without
+    else:
+        names = {"width", "dropout", "optimiser"} & group.config.keys() & other.config.keys()
+    return sorted(name for name in names if group.config[name] != other.config[name])
 
 
 def _p(value: float) -> str:
     return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def _unanswered(group: Group) -> str:
-    name = METHODS[group.method].baseline
+def _unanswered(group: Group, groups: Sequence[Group]) -> str:
+    """What to do to get an answer."""
+    name, who = METHODS[group.method].baseline, f"{group.label}, {group.masks} masks"
     if name is None:
         return (
-            f"{group.label}, {group.masks} masks: no method here trains its network on the masks alone, so what the "
+            f"{who}: no method here trains its network on the masks alone, so what the "
             "unlabelled scans gave cannot be told from what the network gave."
         )
+    if len(several := _baselines(group, groups)) > 1:
+        labels = ", ".join(other.label for other in several)
+        return f"{who}: several runs are its network on the masks alone ({labels}). Name one of them only."
     need = "sscl --set unlabelled=false" if name == "sscl" else name
-    alike = " and select its weights alike" if group.selection else ""
-    return (
-        f"{group.label}, {group.masks} masks: run {need} on the same masks{alike}, to see what the unlabelled scans "
-        "gave."
+    unlike = {setting for other in _candidates(group, groups) for setting in _unlike(group, other)}
+    need += "".join(
+        f" --set {setting}={str(group.config[setting]).lower()}" for setting in sorted(unlike - {"optimiser"})
     )
+    alike = " and select its weights alike" if group.selection else ""
+    return f"{who}: run {need} on the same data set{alike}, to see what the unlabelled scans gave."

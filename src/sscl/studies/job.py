@@ -1,7 +1,11 @@
-"""One run of a benchmark, from training to its record: `python -m sscl.studies.job JOB.json`."""
+"""One run of a benchmark, from training to its record: `python -m sscl.studies.job JOB.json [PARENT]`."""
 
 import logging
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,5 +78,19 @@ def main(path: Path) -> int:
     return 0
 
 
+def stop_with(parent: int) -> None:
+    """SIGTERM for this process as soon as `parent` is no longer its parent: a sweep that is stopped or killed leaves no
+    training behind that would hold its run folder."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        stop_with(int(sys.argv[2]))
     sys.exit(main(Path(sys.argv[1])))

@@ -9,23 +9,33 @@ from sscl.core.files import write_atomic, write_text
 from sscl.methods import method_class
 from sscl.report import layout
 from sscl.report.layout import Table
-from sscl.report.paper_tables import Key, Ours, Spread, paper_table
+from sscl.report.paper_tables import NOT_PRINTED, Key, Ours, Spread, paper_table
+from sscl.report.published import departing, published
 from sscl.report.tables import Row as ScoreRow
 from sscl.report.tables import num_failed
-from sscl.stages.record import Result, read_result
+from sscl.stages.record import RECORD, Result, read_result
 from sscl.studies.benchmark import Planned
-from sscl.studies.compare import compare
-from sscl.studies.suites import Row, Suite
+from sscl.studies.compare import compared
+from sscl.studies.suites import READINGS, Row, Suite
 
 MEASURES = {"dice": "dice", "jaccard": "jaccard", "hd95": "hd95_medpy_voxel", "asd": "asd_medpy_voxel"}
 """The paper's metrics and their columns in scores.csv."""
 FORMATS = {"md": layout.markdown, "csv": layout.csv_text, "tex": layout.latex, "html": layout.html}
 
 
-def write_tables(suite: Suite, planned: Sequence[Planned], out: Path) -> list[Path]:
-    """Write the table in four formats, `comparison.md`, and Figure 6's curves; from the records that there are."""
+Done = Sequence[tuple[Row, Result]]
+"""Rows of a suite with what their runs gave, one entry a seed."""
+
+
+def results(planned: Sequence[Planned]) -> Done:
+    """Of the runs that have a record."""
+    kept = [item for item in planned if (Path(item.job.record) / RECORD).is_file()]
+    return [(item.row, read_result(Path(item.job.record))) for item in kept]
+
+
+def write_tables(suite: Suite, done: Done, out: Path) -> list[Path]:
+    """Write the table in four formats, `comparison.md`, and Figure 6's curves; nothing where nothing was run."""
     out.mkdir(parents=True, exist_ok=True)
-    done = [item for item in planned if (Path(item.job.record) / "record.json").is_file()]
     if not done:
         return []
     table = suite_table(suite, done)
@@ -33,10 +43,10 @@ def write_tables(suite: Suite, planned: Sequence[Planned], out: Path) -> list[Pa
     for ending, text in FORMATS.items():
         paths.append(out / f"{suite.table or 'table'}.{ending}")
         write_text(paths[-1], text(table))
-    found = compare([Path(item.job.record) for item in done])
+    found = compared([result for _, result in done])
     plain = Table(suite.title, found.table[0], found.table[1:])
     curve = [Table("Mean Dice by the number of masks", found.curve[0], found.curve[1:])] if found.curve else []
-    parts = [layout.markdown(part) for part in (plain, *curve)]
+    parts = [layout.markdown(plain), found.note + "\n", *map(layout.markdown, curve)]
     paths.append(out / "comparison.md")
     write_text(paths[-1], "\n".join([*parts, *(f"- {answer}" for answer in found.answers)]) + "\n")
     if suite.table == "fig6":
@@ -47,30 +57,42 @@ def write_tables(suite: Suite, planned: Sequence[Planned], out: Path) -> list[Pa
     return paths
 
 
-def threshold_points(suite: Suite, done: Sequence[Planned]) -> dict[str, list[tuple[float, dict[str, float]]]]:
-    """For each reading of the threshold: threshold and mean of each measure, infinite where a case was missed."""
+def threshold_points(suite: Suite, done: Done) -> dict[str, list[tuple[float, dict[str, float]]]]:
+    """For each reading of the threshold: threshold and mean of each measure, infinite where a case was missed. The
+    readings share the point at 0.5, where with one organ they are the same."""
     curves: dict[str, list[tuple[float, dict[str, float]]]] = {}
-    for row, results in _by_row(suite, done):
-        scores = (_spread([result.rows for result in results], column).mean for column in MEASURES.values())
+    for row, of_row in _by_row(suite, done):
+        scores = (_spread([result.rows for result in of_row], column).mean for column in MEASURES.values())
         means = dict(zip(MEASURES.values(), (math.inf if mean is None else mean for mean in scores), strict=True))
-        curves.setdefault(str(row.settings["pseudo"]), []).append((float(row.settings["threshold"]), means))
+        threshold = float(row.settings["threshold"])
+        for reading in READINGS if threshold == 0.5 else (str(row.settings["pseudo"]),):
+            curves.setdefault(reading, []).append((threshold, means))
     return curves
 
 
-def _by_row(suite: Suite, done: Sequence[Planned]) -> list[tuple[Row, list[Result]]]:
+def _by_row(suite: Suite, done: Done) -> list[tuple[Row, list[Result]]]:
     """Rows that were run, in the order of their first run, each with the results of its seeds."""
     together: dict[int, list[Result]] = {}
-    for item in done:
-        together.setdefault(suite.rows.index(item.row), []).append(read_result(Path(item.job.record)))
-    return [(suite.rows[key], results) for key, results in together.items()]
+    for row, result in done:
+        together.setdefault(suite.rows.index(row), []).append(result)
+    return [(suite.rows[key], of_row) for key, of_row in together.items()]
 
 
-def suite_table(suite: Suite, done: Sequence[Planned]) -> Table:
-    """In the paper's layout, where the suite has a table of it; else method, masks and the four metrics."""
-    found = _by_row(suite, done)
-    ours = {_key(row): _ours(row, results) for row, results in found}
+def printed(suite: Suite, row: Row) -> str:
+    """The paper's Dice of a row; where it is printed more than once, the first one."""
+    if suite.table is None:
+        return NOT_PRINTED.text
+    method, masks, settings = _key(row)
+    wanted = method, masks, departing(settings)
+    found = (f"{p.dice:.3f}" for p in published(suite.table) if (p.method, p.masks, departing(p.settings)) == wanted)
+    return next(found, NOT_PRINTED.text)
+
+
+def suite_table(suite: Suite, done: Done) -> Table:
+    """In the paper's layout, where the suite has a table of it; else method, masks and Dice."""
+    ours = {_key(row): _ours(row, of_row) for row, of_row in _by_row(suite, done)}
     if suite.table:
-        return paper_table(suite.table, ours, _setting([result for _, results in found for result in results]))
+        return paper_table(suite.table, ours, _setting([result for _, result in done]))
     head = ["Method", "Masks", "Unlabelled", "Dice", "seeds", "failed"]
     cells = [
         [one.name or method, str(one.labelled), str(one.unlabelled), _number(one.dice), str(one.seeds), str(one.failed)]
@@ -116,11 +138,15 @@ def _number(spread: Spread) -> str:
 
 
 def _setting(results: Sequence[Result]) -> str:
-    recipe = results[0].recipe
+    recipes = [result.recipe for result in results]
     cases = len({row["case"] for row in results[0].rows})
-    spacing = " x ".join(f"{step:g}" for step in recipe.plan.spacing_mm)
-    scans = max(len(result.recipe.labelled) + len(result.recipe.unlabelled) for result in results)
+    spacing = " x ".join(f"{step:g}" for step in recipes[0].plan.spacing_mm)
+    scans = max(len(recipe.labelled) + len(recipe.unlabelled) for recipe in recipes)
+    lengths, widths = (
+        " or ".join(map(str, sorted(values)))
+        for values in ({recipe.iterations for recipe in recipes}, {recipe.config["width"] for recipe in recipes})
+    )
     return (
-        f"{scans} scans for training at {spacing} mm, {recipe.iterations} iterations, width {recipe.config['width']}, "
+        f"{scans} scans for training at {spacing} mm, {lengths} iterations, width {widths}, "
         f"last iteration, no component filter, {cases} test cases."
     )
