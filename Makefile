@@ -70,7 +70,7 @@ check: .venv/.ready
 	$(BIN)/lint-imports
 
 soak: .venv/.ready
-	@echo "soak: 10,000 random pairs of masks, 5,000 against MedPy, 1,000 tables of scores, and what else is marked soak"
+	@echo "soak: 10,000 random pairs of masks, 5,000 against MedPy, 1,000 tables of scores, 50 killed trainings, and what else is marked soak"
 	SSCL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m soak
 
 bench: .venv/.ready

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bad_inputs import CANARY, CATALOGUE, IMAGE, LABEL, LABELLED, make, nifti, put, sound, volume
-from harness import Expected, complaints, run
+from harness import Expected, complaints, contents, run, unprivileged
 
 from sscl.stages.model import export
 from sscl.stages.prepare import prepare
@@ -174,6 +175,28 @@ def test_arrays_of_objects_are_not_opened(tmp_path: Path, model: Path) -> None:
     )
     assert complaints(Expected("refuse", ("scan3.image.b2nd",), ("damaged",)), outcome) == []
     assert not canary(tmp_path)
+
+
+@pytest.mark.parametrize("closed", ["", "run", "run/checkpoints"])
+def test_a_run_folder_that_cannot_be_written_is_refused_before_a_step(run_folder: Path, closed: str) -> None:
+    """To be made, there, closed for checkpoints alone; with --minutes the first steps are those that are timed."""
+    recipe = (run_folder / "recipe.yaml").read_text()
+    with unprivileged() as folder:
+        user = os.geteuid()
+        os.seteuid(os.getuid())  # root copies what nobody else can read
+        shutil.copytree(run_folder.parent / "data", folder / "data")
+        os.seteuid(user)
+        place = folder / "runs"
+        (place / closed).mkdir(parents=True)
+        if closed == "run/checkpoints":
+            (place / "run/recipe.yaml").write_text(recipe)
+        (place / closed).chmod(0o555)
+        before = contents(place)
+        outcome = run(folder, "train", folder / "data", "-o", place / "run", "--minutes", "1", "--method", "vnet")
+        assert complaints(Expected("refuse", ("runs",), ("nothing can be written there",)), outcome) == []
+        assert "timing" not in outcome.text
+        assert contents(place) == before
+        (place / closed).chmod(0o755)
 
 
 def test_a_changed_byte_of_the_store_stops_training(tmp_path: Path, run_folder: Path) -> None:

@@ -265,21 +265,6 @@ def test_names_are_not_taken_for_markup(tmp_path: Path, capsys: Streams) -> None
     assert "[bold]x[/bold]" in err
 
 
-@pytest.mark.slow
-def test_a_reader_that_goes_away_does_not_stop_the_training(tiny: Tiny, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sscl.cli", "train", tiny.dataset, "-o", tmp_path / "run", "--iterations", "6"]
-    process = subprocess.Popen(
-        [*map(str, command), "--set", "width=2", "--threads", "1", "--device", "cpu"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(timeout=60) == 0
-    assert (tmp_path / "run/checkpoints/00000006.json").exists()
-
-
 # From Python
 
 

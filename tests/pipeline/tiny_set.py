@@ -1,6 +1,9 @@
-"""A tiny data set on disk: 3 labelled, 3 unlabelled, 2 test cases; and what to compare runs by."""
+"""A tiny data set on disk: 3 labelled, 3 unlabelled, 2 test cases; runs on it, and what to compare them by."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,3 +87,30 @@ def assert_equal_weights(first: Path, second: Path) -> None:
     assert one.keys() == two.keys()
     assert len(one) > 100
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def iterations(run: Path) -> list[int]:
+    return [json.loads(line)["iteration"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(
+    tiny: Tiny, out: Path, *options: str, iterations: int, process_group: int | None = None
+) -> subprocess.Popen[str]:
+    """`sscl train`, a checkpoint after each iteration."""
+    command = ["train", str(tiny.dataset), "-o", str(out), "--iterations", str(iterations), "--set", "width=2"]
+    command += ["--threads", "1", "--device", "cpu", "--checkpoint-minutes", "0", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "sscl.cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=process_group,
+    )
+
+
+def wait_for(run: Path, iteration: int) -> None:
+    """Until there is a checkpoint of this or a later iteration."""
+    deadline = time.monotonic() + 300
+    while not any(int(path.stem) >= iteration for path in (run / "checkpoints").glob("*.json") if path.stem.isdigit()):
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.01)

@@ -148,6 +148,7 @@ def train(
     workers: int = 0,
     checkpoint_minutes: float = 5.0,
     tensorboard: bool = False,
+    resume: bool = False,
     dry_run: bool = False,
     explain: bool = False,
     set_: Settings = (),
@@ -168,6 +169,7 @@ def train(
         workers: Loader processes; the batches are the same.
         checkpoint_minutes: How often to save.
         tensorboard: Also write RUN/tensorboard.
+        resume: Only go on: refuse a folder, perhaps mistyped, that holds no begun run.
         dry_run: Only time some steps, and tell time, memory and disk of the whole run.
         explain: Only print the method's equations, settings and defaults; needs no data set.
         set_: Any setting of the method: --set lam=1.0 --set optimiser.learning_rate=0.005.
@@ -202,7 +204,8 @@ def train(
         recipe = stage.train(
             dataset, out, method=method, settings=settings, iterations=iterations, minutes=minutes, schedule=schedule,
             validation=validation, seed=seed, device=device, precision=precision, threads=threads, workers=workers,
-            checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, on_step=on_step,
+            checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard,
+            resume=resume, on_step=on_step,
         )  # fmt: skip
     scans = () if open_dataset(dataset).split.test else NEW_SCANS
     say(f"{out}: {recipe.iterations} iterations of {method}. {following('predict', out, *scans)}")

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,16 @@ class _Sink:
         self._file.flush()
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What the system says of a write, for instance that the disk is full, has no name: it gets this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_atomic(path: Path, write: Callable[[Any], object]) -> str:
     """Call `write` on a temporary file beside `path`, flush it to disk, read it back, then rename it to `path`.
 
@@ -43,7 +54,7 @@ def write_atomic(path: Path, write: Callable[[Any], object]) -> str:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with named(path), os.fdopen(descriptor, "wb") as file:
             sink = _Sink(file)
             write(sink)
             file.flush()
@@ -60,6 +71,13 @@ def write_atomic(path: Path, write: Callable[[Any], object]) -> str:
         raise
     _sync_folder(path.parent)
     return digest
+
+
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """What processes left that were killed while writing these files; for their only writer to call."""
+    for name in names:
+        for leftover in folder.glob(f".{name}.*.tmp"):
+            leftover.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ def batches_ahead(make: Callable[[], PatchLoader], draws: Sequence[Draw], worker
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="spawn",
-        worker_init_fn=_leave_ctrl_c,
+        worker_init_fn=_leave_signals,
     )
     for loaded in loader:
         if isinstance(loaded, UserError):
@@ -68,6 +68,10 @@ class _Draws(torch.utils.data.Dataset[Loaded | UserError]):
             return error
 
 
-def _leave_ctrl_c(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent still needs the batch, and ends its workers by SIGTERM."""
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and a batch system's SIGTERM reach every process; the parent still needs its batches until it has saved.
+
+    It ends its workers by SIGTERM itself where nothing else helps: a second one acts.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

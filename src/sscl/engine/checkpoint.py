@@ -1,4 +1,4 @@
-"""Resume state on disk: tensors and plain values, whole or absent, verified before use, the newest two kept."""
+"""Resume state on disk: tensors and plain values, whole or absent, verified before use, the newest two good kept."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ KEEP = 2
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `folder`/<iteration>.pt and its manifest; then forget all but the newest two.
+    """Write `folder`/<iteration>.pt and its manifest; then forget all but the newest two that are good.
 
     The manifest comes last: a checkpoint without one was cut short and does not count.
 
@@ -31,24 +31,39 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
         digest = write_atomic(path, lambda file: torch.save(state, file))
         write_json(path.with_suffix(".json"), {"sha256": digest, "iteration": state["iteration"]})
     except (OSError, RuntimeError) as error:  # torch hides the system's error in one of its own
+        if not path.with_suffix(".json").exists():
+            path.unlink(missing_ok=True)  # it takes room and does not count
         free = shutil.disk_usage(folder).free
         raise UserError(
             f"{path}: cannot be written ({error.__context__ or error}); it needs {_bytes(state) / 2**20:.1f} MiB, the "
             f"disk has {free / 2**20:.1f} MiB free. The checkpoint before it is kept: make room and repeat the command."
         ) from None
-    complete = sorted(path for path in folder.glob("*.pt") if path.with_suffix(".json").exists())
+    complete = sorted(path for path in folder.glob("*.pt") if _promised(path) == sha256(path))  # damaged ones go
     for old in {*folder.glob("*.pt")} - {*complete[-KEEP:]}:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()
     return path
 
 
-def _bytes(state: Any) -> int:
-    """Of all tensors in nested dicts and lists."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() * state.element_size()
-    items = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
-    return sum(map(_bytes, items))
+class _Scales:
+    """A file that only knows how long it would be."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        written = memoryview(data).nbytes
+        self.size += written
+        return written
+
+    def flush(self) -> None: ...
+
+
+def _bytes(state: dict[str, Any]) -> int:
+    """Of the file; for small networks its tensors are half of it."""
+    scales = _Scales()
+    torch.save(state, scales)  # type: ignore[arg-type]
+    return scales.size
 
 
 def newest(folder: Path, device: torch.device) -> dict[str, Any] | None:

@@ -5,13 +5,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 from sscl.core.config import Config
 from sscl.core.errors import UserError
-from sscl.core.files import read_yaml, write_text
+from sscl.core.files import named, read_yaml, write_text
 from sscl.core.plan import Plan
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
@@ -96,6 +96,21 @@ def cut_metrics(run: Path, iteration: int) -> None:
         except (ValueError, KeyError, TypeError):
             break
     write_text(path, "".join(kept))
+
+
+@contextmanager
+def log_file(run: Path) -> Iterator[TextIO]:
+    """The log, to append lines to. On a full disk not only a line fails but closing as well, and that names the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file = (run / METRICS).open("a", encoding="utf-8")
+    try:
+        yield file
+    finally:
+        with named(run / METRICS):
+            file.close()
 
 
 @contextmanager

@@ -44,6 +44,18 @@ def built(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def refuse_read_only(out: Path, *inside: str) -> None:
+    """Before hours of work: `out`, what is already there of `inside`, or the folder in which `out` will be made.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    for folder in (place, *(out / name for name in inside if (out / name).exists())):
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise UserError(f"{folder}: nothing can be written there. Change its permissions, or give another -o.")
+
+
 def _remove_leftovers(out: Path) -> None:
     """Temporary folders for `out` of processes that were killed, which could not clean up."""
     for folder in out.parent.iterdir() if out.parent.is_dir() else ():

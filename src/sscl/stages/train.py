@@ -14,17 +14,28 @@ from typing import Any
 import torch
 
 from sscl.core.errors import UserError
+from sscl.core.files import remove_leftovers
 from sscl.core.interrupt import Interrupted, noted_signals
 from sscl.data.patches import Loaded, PatchLoader
 from sscl.data.store import CaseStore
 from sscl.data.workers import batches_ahead, told_if_one_dies
 from sscl.engine import checkpoint
-from sscl.engine.run import METRICS, RECIPE, Recipe, cut_metrics, differences, only_writer, read_recipe, write_recipe
+from sscl.engine.run import (
+    METRICS,
+    RECIPE,
+    Recipe,
+    cut_metrics,
+    differences,
+    log_file,
+    only_writer,
+    read_recipe,
+    write_recipe,
+)
 from sscl.engine.train import Log, Span, Trainer
 from sscl.engine.validation import VALIDATIONS, Validation
 from sscl.stages.dataset import STORE, Dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, set_threads
-from sscl.stages.folder import STAGE, write_stage
+from sscl.stages.folder import STAGE, refuse_read_only, write_stage
 from sscl.stages.recipe import Training, build_method, resolve
 
 log = logging.getLogger("sscl")
@@ -76,6 +87,7 @@ def train(
     workers: int = 0,
     checkpoint_minutes: float = 5.0,
     tensorboard: bool = False,
+    resume: bool = False,
     on_step: Callable[[Log, int], None] = lambda log, total: None,
 ) -> Recipe:
     """Train a method on a prepared data set; the same call again goes on where the last one stopped.
@@ -89,28 +101,36 @@ def train(
         schedule: `shared`: the preset's budget; `literature`: optimiser, length and ramps of the method's paper.
         validation: how many labelled cases, the last ones, are not trained on but for finding the run's best weights.
         workers: loader processes; 0 loads in this one. The batches are the same.
+        resume: refuse to begin a run, for instance in a folder whose name was mistyped.
         on_step: gets each log line and the total number of iterations.
 
     Raises:
-        UserError: wrong settings, a folder that is no data set, a run that was begun with others.
+        UserError: wrong settings, a folder that is no data set, a run that was begun with others, or cannot be written.
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
     _check_numbers(iterations=(iterations, 1), validation=(validation, 0), seed=(seed, 0), workers=(workers, 0))
     began = time.monotonic()
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
+    if resume:
+        read_recipe(out)  # refuses what is no run folder
     _refuse_other_folder(out)
+    if not (out / STAGE).exists():  # a finished run is not written to
+        refuse_read_only(out, CHECKPOINTS)
     recipe = _recipe(
         data, out, method, settings or {}, iterations, minutes, seed, place, precision, count, schedule, validation
     )
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
+        remove_leftovers(out, RECIPE, METRICS, STAGE)
         recipe = _settled(recipe, out)
         trainer, validated = _trainer(recipe, place), _validation(data, recipe, place)
         if (state := checkpoint.newest(out / CHECKPOINTS, place)) is not None:
             trainer.restore(state)
             validated.restore(state)
             log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
+        elif any((out / CHECKPOINTS).glob("*.pt")):
+            log.warning("%s has no undamaged checkpoint: it begins anew", out)
         if trainer.iteration == recipe.iterations and (out / STAGE).exists():
             log.info("%s is finished: %d iterations", out, recipe.iterations)
             return recipe
@@ -177,7 +197,7 @@ def _recipe(
         cost = _cost(data, recipe, place)
         count = cost.fits(minutes)
         log.info("%.2f s an iteration: %d iterations in %g minutes", cost.seconds_per_iteration, count, minutes)
-        recipe = resolve(data, method, settings, count, seed, place, precision, threads, schedule)
+        recipe = resolve(data, method, settings, count, seed, place, precision, threads, schedule, validation)
     return recipe
 
 
@@ -257,11 +277,7 @@ def _run(
     on_step: Callable[[Log, int], None],
 ) -> None:
     """The loop with everything that a step leaves behind: log lines, checkpoints, the reaction to signals."""
-    with (
-        (out / METRICS).open("a", encoding="utf-8") as metrics,
-        _board(out, tensorboard) as write_board,
-        noted_signals() as caught,
-    ):
+    with log_file(out) as metrics, _board(out, tensorboard) as write_board, noted_signals() as caught:
         saved = began = time.monotonic()
         watch = _pseudo_label_watch()
 
