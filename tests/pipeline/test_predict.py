@@ -7,11 +7,14 @@ import pickletools
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 import torch
@@ -24,6 +27,7 @@ from sscl.core.errors import UserError
 from sscl.core.files import sha256
 from sscl.engine import checkpoint
 from sscl.engine.run import read_recipe, write_recipe
+from sscl.engine.window import sliding_window
 from sscl.stages.model import export, info, load_model
 from sscl.stages.predict import predict
 
@@ -103,18 +107,34 @@ def test_equals_a_naive_sliding_window(predicted: Path, trained: Path, tiny: Tin
         np.testing.assert_array_equal(mask(predicted / f"{case}.nii.gz")[sure], maps.argmax(0)[sure])
 
 
-def test_every_orientation_gives_the_same_mask_in_the_patient(
-    predicted: Path, trained: Path, tiny: Tiny, tmp_path: Path
-) -> None:
-    scan, expected = nibabel.load(tiny.scan("t1")), nibabel.load(predicted / "t1.nii.gz")
-    for code in ("LPS", "PIR", "ASL", "SRP"):
-        turned = scan.as_reoriented(_to(scan, code))
-        nibabel.save(turned, tmp_path / f"{code}.nii.gz")
-        (path,) = run_predict(trained, [tmp_path / f"{code}.nii.gz"], tmp_path / "out" / code)
-        found = nibabel.load(path)
-        assert found.shape == turned.shape
-        np.testing.assert_allclose(found.affine, turned.affine, atol=1e-6)
+ORDERS = ["".join(ends) for axes in permutations(("RL", "AP", "SI")) for ends in product(*axes)]
+
+
+@pytest.mark.parametrize("degrees", [0, 20])
+def test_every_axis_order_gives_the_same_mask_in_the_patient(degrees: int, trained: Path, tmp_path: Path) -> None:
+    """All 48, of a scan that lies straight or obliquely and has voxels of another size than the plan's."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = _turned(degrees) @ np.diag([1.1, 0.9, 1.3]), (-30, 12, 7)
+    scan = nibabel.load(save_nifti(tmp_path / "scan.nii.gz", ball((18, 17, 13), 0)[0], affine))
+    (path,) = run_predict(trained, [tmp_path / "scan.nii.gz"], tmp_path / "straight")
+    expected = nibabel.load(path)
+    assert 0.05 < mask(path).mean() < 0.95
+    turned = {code: scan.as_reoriented(_to(scan, code)) for code in ORDERS}
+    assert len(turned) == 48
+    for code, image in turned.items():
+        save_nifti(tmp_path / f"turned/{code}.nii.gz", np.asanyarray(image.dataobj), image.affine)
+    for path in run_predict(trained, [tmp_path / "turned"], tmp_path / "masks"):
+        found, code = nibabel.load(path), path.name.removesuffix(".nii.gz")
+        assert nibabel.aff2axcodes(found.affine) == tuple(code)
+        assert found.shape == turned[code].shape
+        np.testing.assert_allclose(found.affine, turned[code].affine, atol=1e-5)
         np.testing.assert_array_equal(mask(path), np.asanyarray(expected.as_reoriented(_to(expected, code)).dataobj))
+
+
+def _turned(degrees: float) -> NDArray[np.float64]:
+    """About z."""
+    angle = np.deg2rad(degrees)
+    return np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
 
 
 def _to(image: Any, code: str) -> NDArray[np.float64]:
@@ -124,10 +144,8 @@ def _to(image: Any, code: str) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("shape", [(10, 9, 8), (17, 21, 5)])
 def test_small_oblique_scans_of_another_spacing(shape: tuple[int, ...], trained: Path, tmp_path: Path) -> None:
-    angle = np.deg2rad(20)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = turn @ np.diag([0.8, -1.3, 1.9]), (-30, 12, 7)
+    affine[:3, :3], affine[:3, 3] = _turned(20) @ np.diag([0.8, -1.3, 1.9]), (-30, 12, 7)
     scan = save_nifti(tmp_path / "s.nii.gz", ball(shape, 0)[0], affine)
     (path,) = run_predict(trained, [scan], tmp_path / "out", probabilities=True)
     assert mask(path).shape == shape
@@ -250,6 +268,88 @@ def test_killed_during_the_first_case_the_folder_is_still_its_own(
     assert all(mask(tmp_path / f"out/{case}.nii.gz").shape == (24, 24, 20) for case in TEST)
 
 
+def test_dying_at_any_write_counts_no_half_file_as_done(tmp_path: Path) -> None:
+    """A fork for each system call that makes a change; a threshold in the network's place."""
+    for seed, case in enumerate(("a", "b")):
+        save_nifti(tmp_path / f"scans/{case}.nii.gz", ball((8, 7, 6), seed)[0])
+    script = """
+import os, sys, torch
+from pathlib import Path
+from sscl.core.plan import Plan
+from sscl.stages import predict as stage
+from sscl.stages.model import Model
+
+def dying(function, countdown):
+    def call(*arguments, **options):
+        countdown[0] -= 1
+        if countdown[0] < 0:
+            os._exit(9)
+        return function(*arguments, **options)
+    return call
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+plan = Plan(channels=("x",), labels=("0", "1"), spacing_mm=(1, 1, 1), patch=(16, 16, 16), stride=(8, 8, 8))
+network = torch.nn.Module()
+network.predict = lambda x: torch.cat([x < 0, x >= 0], 1).float()
+stage.load_model = lambda *arguments: Model(network, plan, "digest", "last")
+root = Path(sys.argv[1])
+
+def predict(out):
+    return stage.predict(root, [root / "scans"], out, threads=1, device="cpu", probabilities=True)
+
+predict(root / "undisturbed")
+whole = contents(root / "undisturbed")
+k = deaths = 0
+while True:
+    out = root / str(k)
+    if (child := os.fork()) == 0:
+        countdown = [k]
+        for name in ("fsync", "replace", "rename", "unlink", "open", "chmod", "mkdir"):
+            setattr(os, name, dying(getattr(os, name), countdown))
+        predict(out)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = contents(out) if out.exists() else {}
+    assert all(left[name] == whole[name] for name in left if name != "stage.json"), k
+    predict(out)
+    again = contents(out)
+    assert again.keys() == whole.keys(), (k, again.keys())
+    assert all(again[name] == whole[name] for name in whole if name != "stage.json"), k
+    k += 1
+    if code == 0:
+        break
+    assert code == 9, code
+print(k)
+"""
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 40  # 2 masks, 2 maps, stage.json 4 times: each a temporary file, synced, renamed
+
+
+@pytest.mark.slow
+def test_killed_among_several_cases_it_goes_on_to_the_same_masks(trained: Path, tmp_path: Path) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    for seed in range(12):
+        save_nifti(scans / f"c{seed:02d}.nii.gz", ball((18, 16, 16), seed)[0])
+    expected = {path.name: path.read_bytes() for path in run_predict(trained, [scans], tmp_path / "undisturbed")}
+    command = ["predict", trained, scans, "-o", out, "--threads", "1", "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-m", "sscl.cli", *map(str, command)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out / "c02.nii.gz").exists():
+        assert time.monotonic() < deadline, "no mask"
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -9
+    noted = json.loads((out / "stage.json").read_text())["cases"]
+    assert 2 <= len(noted) < 12
+    before = {case: (out / f"{case}.nii.gz").stat().st_mtime_ns for case in noted}
+    paths = run_predict(trained, [scans], out)
+    assert {path.name: path.read_bytes() for path in paths} == expected
+    assert {case: (out / f"{case}.nii.gz").stat().st_mtime_ns for case in noted} == before
+
+
 def refused(words: str, *arguments: Any, **options: Any) -> None:
     with pytest.raises(UserError, match=words):
         run_predict(*arguments, **options)
@@ -307,6 +407,63 @@ def test_inputs_that_cannot_be_told_apart_or_would_be_overwritten(trained: Path,
     refused("--batch 0", trained, [one], tmp_path / "out", batch=0)
     assert not (tmp_path / "out").exists()
     assert [path.name for path in scans.iterdir()] == ["a.nii.gz"]
+
+
+def test_scans_of_two_channels_for_a_model_of_one(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one file: refused. In two, which may as well be two scans: told."""
+    image = ball((16, 16, 16), 3)[0]
+    both = save_nifti(tmp_path / "both.nii.gz", np.stack([image, image], -1))
+    refused(rf"{both}: .*2 channels", trained, [both], tmp_path / "out")
+    for channel in ("0000", "0001"):
+        save_nifti(tmp_path / f"apart/a_{channel}.nii.gz", image)
+    assert list((tmp_path / "out").glob("*.nii.gz")) == []
+    run_predict(trained, [tmp_path / "apart"], tmp_path / "out")
+    assert "numbers like _0001 are taken for scans, not for channels, of which the model has one" in caplog.text
+
+
+def test_two_formats_of_one_name_are_two_scans_for_one_mask(trained: Path, tmp_path: Path) -> None:
+    image = ball((16, 16, 16), 3)[0]
+    one = save_nifti(tmp_path / "scans/a.nii.gz", image)
+    nrrd.write(str(one.with_name("a.nrrd")), image, {"space": "RAS", "space directions": np.eye(3)})
+    refused(r"a\.nii\.gz", trained, [one, one.with_name("a.nrrd")], tmp_path / "out")
+    refused(r"a\.nrrd", trained, [one.parent], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _too_much_for_a_gpu() -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.parametrize("allocate", [_too_much_for_a_gpu, lambda: torch.empty(2**60)])
+def test_a_scan_that_memory_cannot_hold_does_not_stop_the_others(
+    allocate: Callable[[], torch.Tensor], trained: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Of a GPU by the error that torch raises there, of a CPU by asking for an exabyte."""
+    for case, size in (("a", 16), ("b", 20), ("c", 16)):
+        save_nifti(tmp_path / f"scans/{case}.nii.gz", ball((size, 16, 16), 3)[0])
+    window = sliding_window
+    monkeypatch.setattr(
+        "sscl.stages.predict.sliding_window",
+        lambda predict, image, *rest: allocate() if image.shape[1] == 20 else window(predict, image, *rest),
+    )
+    words = (
+        r"1 of 3 scans were not predicted:\n  b: the memory does not suffice \(.*\)\. Try --batch 1, or --device cpu\."
+    )
+    refused(words, trained, [tmp_path / "scans"], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_another_error_of_torch_is_not_taken_for_one_of_memory(
+    trained: Path, tiny: Tiny, monkeypatch: Any, tmp_path: Path
+) -> None:
+    def fail(*arguments: Any) -> torch.Tensor:
+        raise RuntimeError("Given groups=1, expected input to have 2 channels")
+
+    monkeypatch.setattr("sscl.stages.predict.sliding_window", fail)
+    with pytest.raises(RuntimeError, match="Given groups"):
+        run_predict(trained, [tiny.scan("t1")], tmp_path)
 
 
 def test_lists_of_a_data_set_and_single_files(trained: Path, tiny: Tiny, predicted: Path, tmp_path: Path) -> None:
@@ -399,6 +556,50 @@ def test_damaged_or_foreign_models_are_refused(exported: Path, train_tiny: Train
         (model / "model.json").write_text(text)
         check(r"model\.json: is not ", model)
     check("neither a run nor a model", tmp_path)
+
+
+def test_a_checkpoint_of_another_network_or_label_set_is_refused(
+    trained: Path, exported: Path, train_tiny: Train, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Of another method, of another width, of another number of classes: for `predict`, `export` and to train on."""
+    other = train_tiny(tmp_path / "other", method="vnet", iterations=2)
+    words = "these weights belong to another network; the first that differ: "
+    recipe = read_recipe(trained)
+    three = recipe.plan.model_copy(update={"labels": ("background", "organ", "vessel")})
+    wider = recipe.model_copy(update={"config": recipe.config | {"width": 4}})
+    for number, (checkpoints, written, first) in enumerate(
+        [
+            (other, recipe, r"student\."),
+            (trained, wider, r"student\."),
+            (trained, recipe.model_copy(update={"plan": three}), r"student\.decoder\.head"),
+        ]
+    ):
+        run = shutil.copytree(checkpoints, tmp_path / str(number))
+        write_recipe(run, written)
+        refused(words + first, run, [tiny.scan("t1")], tmp_path / "out")
+        with pytest.raises(UserError, match=words + first):
+            export(run, tmp_path / "model")
+    run = shutil.copytree(other, tmp_path / "resumed")
+    write_recipe(run, recipe)
+    before = {path: path.read_bytes() for path in run.rglob("*.pt")}
+    with pytest.raises(UserError, match=words):
+        train_tiny(run)
+    assert {path: path.read_bytes() for path in run.rglob("*.pt")} == before
+    card = json.loads((exported / "model.json").read_text())["plan"] | {"labels": list(three.labels)}
+    refused(
+        words + r"student\.decoder\.head",
+        changed(exported, tmp_path / "three", plan=card),
+        [tiny.scan("t1")],
+        tmp_path / "out",
+    )
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "model").exists()
+
+
+def test_masks_of_two_label_sets_are_not_mixed(exported: Path, predicted: Path, tiny: Tiny, tmp_path: Path) -> None:
+    card = json.loads((exported / "model.json").read_text())["plan"] | {"labels": ["background", "vessel"]}
+    renamed, out = changed(exported, tmp_path / "model", plan=card), shutil.copytree(predicted, tmp_path / "out")
+    refused("another model or other settings", renamed, [tiny.dataset], out)
 
 
 def test_a_model_is_not_written_over(

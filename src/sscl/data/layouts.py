@@ -76,7 +76,10 @@ def scans_in(path: Path, num_channels: int) -> dict[str, tuple[Path, ...]]:
     if not scans:
         raise UserError(f"{path}: no scan found. Name a scan, or the folder that holds the scans themselves.")
     single = num_channels == 1
-    suffixed = all(stem.endswith("_0000") for stem in scans) if single else has_channel_suffix(scans, ())
+    channels = has_channel_suffix(scans, ())
+    suffixed = all(stem.endswith("_0000") for stem in scans) if single else channels
+    if channels and not suffixed:  # `patient_0000`, `patient_0001` may as well be scans of their own
+        log.warning("%s: numbers like _0001 are taken for scans, not for channels, of which the model has one.", path)
     return group(scans, suffixed, num_channels)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class PatchLoader:
     ) -> None:
         self.store, self._plan, self._seed, self._targets = store, plan, seed, targets
         self._cases = {LABELLED: tuple(labelled), UNLABELLED: tuple(unlabelled)}
-        self._order = cache(self._shuffled)
+        self._order = lru_cache(maxsize=8)(self._shuffled)  # both streams, now and next: a run has endless epochs
         self._foreground = cache(self._foreground_voxels)
 
     def load(self, draw: Draw) -> Loaded:

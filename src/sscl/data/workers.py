@@ -1,7 +1,7 @@
 """Batches cut ahead of time by other processes; the same ones that this process would cut."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ from sscl.core.errors import UserError
 from sscl.data.patches import Draw, Loaded, PatchLoader
 
 
-def batches_ahead(make: Callable[[], PatchLoader], draws: Sequence[Draw], workers: int) -> Iterator[Loaded]:
+def batches_ahead(make: Callable[[], PatchLoader], draws: Iterable[Draw], workers: int) -> Iterator[Loaded]:
     """The batches of `draws`, in their order, from `workers` processes.
 
     make: how a process gets its loader; it is sent there, so it must be picklable. The memory that its store may use is
@@ -18,7 +18,7 @@ def batches_ahead(make: Callable[[], PatchLoader], draws: Sequence[Draw], worker
     `told_if_one_dies`.
 
     Raises:
-        UserError: as raised in a process, for instance for a damaged file.
+        UserError: as raised in a process, for instance for a damaged file, or for lack of shared memory.
     """
     loader: torch.utils.data.DataLoader[Loaded | UserError] = torch.utils.data.DataLoader(
         _Draws(make, workers),
@@ -63,9 +63,31 @@ class _Draws(torch.utils.data.Dataset[Loaded | UserError]):
             if self._patches is None:
                 self._patches = self._make()
                 self._patches.store.share_memory(self._workers)
-            return self._patches.load(draw)
+            loaded = self._patches.load(draw)
+            _share(loaded)
         except UserError as error:
             return error
+        return loaded
+
+
+def _share(loaded: Loaded) -> None:
+    """Move a batch to shared memory here: torch's sending thread would do so, drop what does not fit, and the run would
+    wait for that batch for ever.
+
+    Raises:
+        UserError: there is no room.
+    """
+    batch = loaded.batch
+    try:
+        for tensor in (batch.labelled, batch.label, batch.unlabelled, *batch.targets.values()):
+            if tensor.numel():
+                tensor.share_memory_()
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"a loader process has no shared memory for a batch ({said}). The same command with --workers 0 needs "
+            "none; in a container, give it more: docker run --shm-size=2g."
+        ) from None
 
 
 def _leave_signals(worker: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ def newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
             return _loaded(path, device)
         log.warning("%s is incomplete or damaged; using the checkpoint before it", path)
     return None
+
+
+def refuse_other_network(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raises UserError unless both hold tensors of the same names and shapes; names the first that differ."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [name for name, tensor in wanted.items() if shapes.get(name) != tuple(tensor.shape)]
+    wrong += [name for name in weights if name not in wanted]
+    if wrong:
+        raise UserError(
+            f"{path}: these weights belong to another network; the first that differ: {', '.join(wrong[:3])}. "
+            "Use the model.json or recipe.yaml that was written with them."
+        )
 
 
 def _loaded(path: Path, device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
-from sscl.core.files import read_object
+from sscl.core.files import read_object, sha256
 from sscl.core.plan import Plan, Spacing
 from sscl.data.split import Split
 from sscl.stages.folder import STAGE
@@ -76,6 +76,11 @@ def open_dataset(folder: Path) -> Dataset:
             "first, then give DATASET."
         )
     values = {name: read_object(folder / name, *_KEYS.get(name, ())) for name in names}
+    if values[STAGE].get("plan_sha256") not in (None, sha256(folder / PLAN)):  # None: by an earlier version
+        raise UserError(
+            f"{folder / PLAN}: was changed, and the stored volumes are those of the plan before. Prepare the data set "
+            "again into another folder, with --set FIELD=VALUE for what is to be other."
+        )
     plan = Plan.read(values[PLAN], str(folder / PLAN))
     split = Split.read(values[SPLIT], str(folder / SPLIT))
     cropped = [] if Path(values[DATASET]["source"]).is_absolute() else ["cropped"]

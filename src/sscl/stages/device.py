@@ -4,6 +4,8 @@ import logging
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,6 +66,20 @@ def set_threads(threads: int | None) -> int:
     count = threads or (int(asked) if asked.isdigit() else 0) or os.cpu_count() or 1
     torch.set_num_threads(count)
     return count
+
+
+@contextmanager
+def told_if_memory_ends(advice: str) -> Iterator[None]:
+    """Raises UserError where the memory of the GPU, or of a CPU with a limit, does not suffice. Any other RuntimeError
+    is none of memory, and stays what it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator: " not in str(error):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"the memory does not suffice ({said}). {advice}") from None
 
 
 def cpu_name() -> str:

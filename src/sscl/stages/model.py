@@ -168,15 +168,7 @@ def count_parameters(method: Method) -> int:
 
 def _fill(method: Method, weights: Mapping[str, Tensor], path: Path) -> None:
     """Load exactly the tensors that the test phase needs, of exactly the right shapes."""
-    wanted = method.tested_state()
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wrong = [name for name, tensor in wanted.items() if shapes.get(name) != tuple(tensor.shape)]
-    wrong += [name for name in weights if name not in wanted]
-    if wrong:
-        raise UserError(
-            f"{path}: these weights belong to another network; the first that differ: {', '.join(wrong[:3])}. "
-            "Use the model.json that was exported with them."
-        )
+    checkpoint.refuse_other_network(weights, method.tested_state(), path)
     method.load_state_dict(dict(weights), strict=False)
 
 
@@ -190,6 +182,7 @@ def _from_run(run: Path, recipe: Recipe, select: Select) -> tuple[Method, int]:
         raise UserError(f"{run} has no complete checkpoint yet; train it first.")
     method = build_method(recipe)
     if select == "last":
+        checkpoint.refuse_other_network(state["method"], method.state_dict(), run / CHECKPOINTS)
         method.load_state_dict(state["method"])
         iteration = int(state["iteration"])
     else:

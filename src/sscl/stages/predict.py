@@ -21,7 +21,7 @@ from sscl.engine.run import RECIPE, read_recipe
 from sscl.engine.window import Size, sliding_window
 from sscl.ops.pseudo import largest_components
 from sscl.stages.dataset import is_dataset, open_dataset
-from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads
+from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads, told_if_memory_ends
 from sscl.stages.folder import STAGE, digest, write_stage
 from sscl.stages.model import Model, Select, load_model
 from sscl.volumes.files import read_image, write_label
@@ -139,7 +139,10 @@ def _predict_case(model: Model, case: str, paths: Sequence[Path], out: Path, opt
             raise UserError(finding.message)
         log.warning(finding.message)
     image = torch.from_numpy(preprocess(ras, plan))
-    with torch.autocast(place.type, torch.bfloat16, enabled=options.precision == "bf16"):
+    with (
+        told_if_memory_ends("Try --batch 1, or --device cpu."),
+        torch.autocast(place.type, torch.bfloat16, enabled=options.precision == "bf16"),
+    ):
         p = sliding_window(
             model.method.predict, image, plan.patch, plan.stride, plan.weighting, options.batch, place
         ).numpy()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError, refuse
-from sscl.core.files import read_object, write_json
+from sscl.core.files import read_object, sha256, write_json
 from sscl.core.memory import main_memory_bytes
 from sscl.core.plan import Plan
 from sscl.data.check import Finding
@@ -18,7 +18,7 @@ from sscl.data.planning import Fingerprint, fingerprint, make_plan
 from sscl.data.preprocess import preprocess, resample_label
 from sscl.data.source import Source
 from sscl.data.split import Split
-from sscl.data.store import write_case, write_digests
+from sscl.data.store import DIGESTS, write_case, write_digests
 from sscl.stages.assign import announce, digests, relative
 from sscl.stages.cases import crop_cases, image_of, label_of
 from sscl.stages.check import judge, look, masks_folder, to_look_at
@@ -92,7 +92,8 @@ def prepare(
             write_json(folder / "plan.json", plan.model_dump(mode="json"))
             write_json(folder / "split.json", split.lists())
             write_json(folder / "dataset.json", _facts(found, names, folder))
-            write_stage(folder, "prepare", config=config, inputs=inputs, began=began, warnings=list(warnings))
+            facts = {"warnings": list(warnings), "plan_sha256": sha256(folder / "plan.json")}
+            write_stage(folder, "prepare", config=config, inputs=inputs, began=began, **facts)
     return PrepareResult(out, plan, split, tuple(warnings), skipped=False)
 
 
@@ -221,6 +222,10 @@ def _already(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) ->
     for case in (*data.split.labelled, *data.split.unlabelled):
         if not (out / "store" / f"{case}.image.b2nd").is_file():
             raise UserError(f"{out / 'store'}: the file of case '{case}' is gone. Delete {out} and prepare it again.")
+    if (promised := out / "store" / DIGESTS).is_file():  # earlier versions wrote none
+        for name, written in read_object(promised).items():
+            if not (out / "store" / name).is_file() or sha256(out / "store" / name) != written:
+                raise UserError(f"{out / 'store' / name}: is gone or damaged. Delete {out} and prepare it again.")
     logger.info("%s: already prepared", out)
     return PrepareResult(out, data.plan, data.split, tuple(stage["warnings"]), skipped=True)
 

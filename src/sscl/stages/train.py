@@ -34,7 +34,7 @@ from sscl.engine.run import (
 from sscl.engine.train import Log, Span, Trainer
 from sscl.engine.validation import VALIDATIONS, Validation
 from sscl.stages.dataset import STORE, Dataset, open_dataset
-from sscl.stages.device import peak_memory_bytes, pick_device, set_threads
+from sscl.stages.device import peak_memory_bytes, pick_device, set_threads, told_if_memory_ends
 from sscl.stages.folder import STAGE, refuse_read_only, write_stage
 from sscl.stages.recipe import Training, build_method, resolve
 
@@ -46,6 +46,10 @@ TIMED_SECONDS = 10.0
 """So long a phase is timed, at most, where a step is long; two steps all the same, of which the first allocates."""
 EMPTY_STEPS = 100
 """So many iterations in a row without an organ in any pseudo-label are worth a warning."""
+LESS_MEMORY = (
+    "Prepare the data set with a smaller patch (--set patch=64,64,64), or train on the CPU (--device cpu) or with a "
+    "narrower network (--set width=8) into another folder."
+)
 CHECKPOINTS = "checkpoints"
 
 
@@ -126,6 +130,7 @@ def train(
         recipe = _settled(recipe, out)
         trainer, validated = _trainer(recipe, place), _validation(data, recipe, place)
         if (state := checkpoint.newest(out / CHECKPOINTS, place)) is not None:
+            checkpoint.refuse_other_network(state["method"], trainer.method.state_dict(), out / CHECKPOINTS)
             trainer.restore(state)
             validated.restore(state)
             log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
@@ -262,7 +267,8 @@ def _loader(data: Dataset, recipe: Recipe, trainer: Trainer, workers: int) -> Ca
     if workers == 0:
         patches = make()
         return lambda span, iteration: patches.load(span.draw(iteration))
-    draws = [span.draw(k) for span in trainer.spans for k in range(span.start, span.stop)][trainer.iteration :]
+    first = trainer.iteration
+    draws = (span.draw(k) for span in trainer.spans for k in range(max(first, span.start), span.stop))
     batches = batches_ahead(make, draws, workers)
     return lambda span, iteration: next(batches)
 
@@ -304,7 +310,7 @@ def _run(
                 saved = time.monotonic()
             return True
 
-        with told_if_one_dies():
+        with told_if_one_dies(), told_if_memory_ends(LESS_MEMORY):
             trainer.run(load, after_step)
         save()
         if caught and trainer.iteration < trainer.iterations:
@@ -371,7 +377,8 @@ def _cost(data: Dataset, recipe: Recipe, place: torch.device) -> Cost:
         ends = [time.perf_counter()]
         while len(ends) <= 2 or (len(ends) <= most + 1 and ends[-1] - ends[0] < TIMED_SECONDS):
             trainer.iteration = span.start
-            trainer.step(span, load(span, span.start))
+            with told_if_memory_ends(LESS_MEMORY):
+                trainer.step(span, load(span, span.start))
             if place.type == "cuda":
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
