@@ -1,7 +1,6 @@
 """Benchmarks: what is planned, run, kept and not repeated; what the comparison says and what it does not claim."""
 
 import csv
-import json
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sscl import cli
 from sscl.core.errors import UserError
+from sscl.core.files import read_sealed, write_sealed
 from sscl.engine.run import RECIPE, only_writer
 from sscl.methods import LABELLED_DIFFERS, METHODS, method_class
 from sscl.nets.vnet import VNet
@@ -79,9 +79,9 @@ def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) ->
     assert [item.done for item in planned(chosen, tiny, out, seeds=(1,))] == [False] * 4 + [True] * 3
     (out / "records" / "renamed").rename(out / "records" / names[0])
     # one of an older version of the method is of another method
-    facts = json.loads((out / "records" / names[0] / "record.json").read_text())
+    facts = read_sealed(out / "records" / names[0] / "record.json")
     old = facts | {"versions": {"engine": 1, "method": METHODS["vnet"].version + 1}}
-    (out / "records" / names[0] / "record.json").write_text(json.dumps(old))
+    write_sealed(out / "records" / names[0] / "record.json", old)
     assert [item.done for item in planned(chosen, tiny, out)] == [False, True, True, False]
     # opened once each, by evaluate
     openings = [len((out / f"data_{n}" / "openings.jsonl").read_text().splitlines()) for n in (2, 3)]

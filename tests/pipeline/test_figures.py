@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from tiny_set import TEST
 
 from sscl.core.errors import UserError
+from sscl.core.files import read_sealed, sha256, write_sealed
 from sscl.metrics.border import BorderCounts, border_counts, near_border
 from sscl.report import paper_figures, statistics
 from sscl.report.border import CaseRow, Rate, RateRow, border_csv, border_table, rate_rows
@@ -374,6 +375,9 @@ def test_mistakes_are_named_before_anything_is_written(mistake, message, runs, t
     elif mistake == "other cases":
         scores = run / "predictions/scores/scores.csv"
         scores.write_text("\n".join(line for line in scores.read_text().splitlines() if not line.startswith("t2")))
+        stage = read_sealed(scores.with_name("stage.json"))
+        stage["files"]["scores.csv"] = sha256(scores)
+        write_sealed(scores.with_name("stage.json"), stage)
     else:
         (run / "predictions/t2.nii.gz").unlink()
     with pytest.raises(UserError, match=message):

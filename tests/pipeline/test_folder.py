@@ -71,7 +71,7 @@ def test_commit_of_an_installed_package_is_not_that_of_the_users_project(
 def test_further_keys_win(tmp_path: Path) -> None:
     write_stage(tmp_path, "x", config={}, inputs={}, began=time.monotonic(), seconds=7, more=[1])
     stage = json.loads((tmp_path / "stage.json").read_text())
-    assert stage.keys() == KEYS | {"more"}
+    assert stage.keys() == KEYS | {"more", "own_sha256"}
     assert stage["seconds"] == 7
 
 

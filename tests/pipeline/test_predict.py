@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from tiny_set import TEST, Tiny, ball, save_nifti
 
 from sscl.core.errors import UserError
-from sscl.core.files import sha256
+from sscl.core.files import read_sealed, sha256, write_sealed
 from sscl.engine import checkpoint
-from sscl.engine.run import read_recipe, write_recipe
+from sscl.engine.run import read_recipe, recipe_digest, write_recipe
 from sscl.engine.window import sliding_window
 from sscl.stages.model import export, info, load_model
 from sscl.stages.predict import predict
@@ -385,7 +385,9 @@ def test_one_bad_scan_does_not_stop_the_others(trained: Path, tiny: Tiny, tmp_pa
     message = str(caught.value)
     assert message.startswith("3 of 5 scans were not predicted:")
     assert all(f"\n  {case}: {scans / case}.nii.gz: " in message for case in "bde")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "c.nii.gz", "stage.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".lock", "a.nii.gz", "c.nii.gz", "stage.json",
+    ]  # fmt: skip
 
 
 def test_inputs_that_cannot_be_told_apart_or_would_be_overwritten(trained: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -521,8 +523,7 @@ def _buffer(name: str) -> bool:
 
 def changed(exported: Path, folder: Path, **card: Any) -> Path:
     model = shutil.copytree(exported, folder)
-    values = json.loads((model / "model.json").read_text()) | card
-    (model / "model.json").write_text(json.dumps(values))
+    write_sealed(model / "model.json", read_sealed(model / "model.json") | card)
     return model
 
 
@@ -670,6 +671,9 @@ def test_an_unfinished_run_warns_wherever_it_goes(
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     write_recipe(run, read_recipe(run).model_copy(update={"iterations": 9}))
+    state = checkpoint.newest(run / "checkpoints", torch.device("cpu"))
+    assert state is not None
+    checkpoint.save(run / "checkpoints", state | {"recipe": recipe_digest(run)})
     model = export(run, tmp_path / "model")
     assert caplog.messages == [f"{run} is not finished: iteration 6 of 9"]
     caplog.clear()

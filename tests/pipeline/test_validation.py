@@ -401,6 +401,7 @@ def test_a_folder_of_the_last_weights_is_not_mixed_with_the_best(
     )
     stage = json.loads((tmp_path / "stage.json").read_text())
     assert stage["config"].pop("select") == "last"
+    del stage["own_sha256"]
     (tmp_path / "stage.json").write_text(json.dumps(stage))  # as the first versions wrote it
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.nii.gz")}
     predict(learnt, [tiny.dataset], tmp_path, **options)

@@ -5,14 +5,17 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import yaml
 
 from sscl.core.errors import UserError
+
+SEAL = "own_sha256"
+"""The field of a sealed JSON file that holds the digest of all its others."""
 
 
 class _Sink:
@@ -85,9 +88,52 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+def open_to_append(path: Path) -> TextIO:
+    """A text file that grows line by line; made if there is none.
+
+    Raises:
+        UserError: a link: its target may be anyone's file.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path}: a link, and nothing is written through links. Remove it.")
+    return path.open("a", encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Atomic, indented; NaN and infinity are refused, because JSON has none."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """As `write_json`, with the digest of what is in it: a manifest must not be damaged unnoticed either."""
+    write_json(path, {**value, SEAL: _digest(value)})
+
+
+def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
+    """As `read_object`, without the digest. A file of an earlier version has none and is taken as it is.
+
+    Raises:
+        UserError: as `read_object`; or the content is not the one that was written.
+    """
+    content = read_object(path, *keys)
+    if not unsealed(content):
+        raise UserError(
+            f"{path}: is not as it was written: its digest is another, so it is damaged or was changed by hand. "
+            "Restore it, or make it again."
+        )
+    return content
+
+
+def unsealed(content: dict[str, Any]) -> bool:
+    """Take the digest out of the content of a sealed file; whether it fits, or there is none."""
+    promised = content.pop(SEAL, None)
+    return promised is None or promised == _digest(content)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    """Of a JSON object: neither the order of its keys nor how it is set counts."""
+    plain = json.loads(json.dumps(value))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:

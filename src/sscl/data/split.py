@@ -3,7 +3,9 @@
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from pydantic import field_validator
 
 from sscl.core.config import Config
 from sscl.core.errors import UserError, unknown
@@ -23,6 +25,14 @@ class Split(Config):
     """For choosing settings."""
     test: tuple[str, ...] = ()
     """For the final figures."""
+
+    @field_validator("*")
+    @classmethod
+    def _are_names(cls, cases: tuple[str, ...]) -> tuple[str, ...]:
+        """Files are called by them: none may lead out of its folder."""
+        if paths := [case for case in cases if PurePath(case).name != case or "\0" in case]:
+            raise ValueError(f"names of cases, and '{paths[0]}' is none, because it leads to another folder")
+        return cases
 
     def lists(self) -> dict[str, tuple[str, ...]]:
         """List name to case names."""

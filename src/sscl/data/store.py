@@ -71,6 +71,13 @@ class CaseStore:
         """(x, y, z), int8, IGNORE where no loss may look."""
         return self._open(f"{case_id}.label.b2nd")
 
+    def verify(self) -> None:
+        """Raises UserError for a file that is missing or damaged."""
+        for name in self._promised or ():
+            if not (self._folder / name).is_file():
+                raise UserError(f"{self._folder / name}: is missing. Prepare the data set again.")
+            self._verify(name)
+
     def share_memory(self, processes: int) -> None:
         """Use only this one's part of the memory, where several processes have such a store."""
         self._free //= processes
@@ -79,7 +86,7 @@ class CaseStore:
         if name not in self._kept:
             path = self._folder / name
             try:
-                self._verify(path)
+                self._verify(name)
                 stored = blosc2.open(str(path), mode="r")  # runs no code that a file may hold, from 4.14 on
             except UserError:
                 raise
@@ -94,21 +101,21 @@ class CaseStore:
             self._kept[name] = stored[:]
         return self._kept[name]
 
-    def _verify(self, path: Path) -> None:
-        if path.name in self._verified:
+    def _verify(self, name: str) -> None:
+        if name in self._verified:
             return
-        digest = sha256(path)
-        if self._promised.get(path.name, digest) != digest:
+        path = self._folder / name
+        if self._promised is not None and self._promised.get(name) != sha256(path):
             raise UserError(f"{path}: missing or damaged (its digest is another). Prepare the data set again.")
-        self._verified.add(path.name)
+        self._verified.add(name)
 
     @cached_property
-    def _promised(self) -> Mapping[str, str]:
+    def _promised(self) -> Mapping[str, str] | None:
         path = self._folder / DIGESTS
         if path.is_file():
             return read_object(path)
         logger.warning("%s: the store has no digests: an earlier version made it, and damage would go unnoticed.", path)
-        return {}
+        return None
 
 
 def _write(path: Path, array: NDArray[np.generic]) -> str:

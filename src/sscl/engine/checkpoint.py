@@ -1,5 +1,6 @@
 """Resume state on disk: tensors and plain values, whole or absent, verified before use, the newest two good kept."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -8,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as safetensors
+from torch import Tensor
 
 from sscl.core.errors import UserError
 from sscl.core.files import sha256, write_atomic, write_json
 
 log = logging.getLogger("sscl")
 KEEP = 2
+_OURS = "[0-9]" * 8 + ".pt"
+"""Names of checkpoints; other files of the folder are someone else's and are neither read nor removed."""
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
@@ -25,7 +30,7 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
         UserError: it cannot be written, for instance on a full disk; the ones before are untouched.
     """
     folder.mkdir(exist_ok=True)
-    for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
+    for leftover in folder.glob(".[0-9]*.tmp"):  # of a process that was killed while writing
         leftover.unlink()
     path = folder / f"{state['iteration']:08d}.pt"
     try:
@@ -39,8 +44,8 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
             f"{path}: cannot be written ({error.__context__ or error}); it needs {_bytes(state) / 2**20:.1f} MiB, the "
             f"disk has {free / 2**20:.1f} MiB free. The checkpoint before it is kept: make room and repeat the command."
         ) from None
-    complete = sorted(path for path in folder.glob("*.pt") if _promised(path) == sha256(path))  # damaged ones go
-    for old in {*folder.glob("*.pt")} - {*complete[-KEEP:]}:
+    complete = sorted(path for path in folder.glob(_OURS) if _promised(path) == sha256(path))  # damaged ones go
+    for old in {*folder.glob(_OURS)} - {*complete[-KEEP:]}:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()
     return path
@@ -71,7 +76,7 @@ def newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     """The state of the newest checkpoint that is complete and undamaged; None if there is none. Older by iteration,
     not by time; a damaged one is named in a warning and passed over.
     """
-    for path in sorted(folder.glob("*.pt"), reverse=True):
+    for path in sorted(folder.glob(_OURS), reverse=True):
         if _promised(path) == sha256(path):
             return _loaded(path, device)
         log.warning("%s is incomplete or damaged; using the checkpoint before it", path)
@@ -113,3 +118,9 @@ def _promised(path: Path) -> object:
         return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """By which networks are known, wherever they lie: SHA-256 of the file that `sscl export` makes of them."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return hashlib.sha256(safetensors(plain)).hexdigest()

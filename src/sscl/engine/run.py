@@ -1,8 +1,10 @@
 """The run folder: recipe, log, lock."""
 
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,8 +13,10 @@ import yaml
 
 from sscl.core.config import Config
 from sscl.core.errors import UserError
-from sscl.core.files import named, read_yaml, write_text
+from sscl.core.files import named, open_to_append, read_yaml, write_text
 from sscl.core.plan import Plan
+
+log = logging.getLogger("sscl")
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
 
@@ -54,6 +58,23 @@ def read_recipe(run: Path) -> Recipe:
         raise UserError(f"{path}: damaged, or not a recipe. Restore it or train into a new folder.")
     plan = Plan.read(values.pop("plan", {}), str(path))
     return Recipe.read({**values, "plan": plan}, str(path))
+
+
+def recipe_digest(run: Path) -> str:
+    """By which what was computed with a recipe is known to be so: of the file's values, but those that may differ."""
+    values = {key: value for key, value in read_yaml(run / RECIPE).items() if key not in FREE}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def require_recipe(state: Mapping[str, Any], run: Path) -> None:
+    """Raises UserError for a checkpoint that was trained by another recipe than the run has. The first versions did not
+    note it.
+    """
+    if state.get("recipe") not in (None, recipe_digest(run)):
+        raise UserError(
+            f"{run}: its checkpoint of iteration {state['iteration']} belongs to another run, or {RECIPE} was changed "
+            "since. Restore what was changed, or train into another folder."
+        )
 
 
 def write_recipe(run: Path, recipe: Recipe) -> None:
@@ -103,9 +124,10 @@ def log_file(run: Path) -> Iterator[TextIO]:
     """The log, to append lines to. On a full disk not only a line fails but closing as well, and that names the file.
 
     Raises:
+        UserError: it is a link.
         OSError: it cannot be written.
     """
-    file = (run / METRICS).open("a", encoding="utf-8")
+    file = open_to_append(run / METRICS)
     try:
         yield file
     finally:
@@ -114,20 +136,44 @@ def log_file(run: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def only_writer(run: Path) -> Iterator[None]:
-    """Hold the run folder's lock; the system frees it however the process ends.
+def only_writer(folder: Path) -> Iterator[Callable[[], None]]:
+    """Hold a folder's lock; the system frees it however the process ends, so none is ever left behind.
+
+    Yields:
+        To be called before writing: raises UserError if the folder was moved, or its lock removed, meanwhile. What lies
+        at its path then may be another process's.
 
     Raises:
-        UserError: another process is training into this folder.
+        UserError: another process writes into this folder.
     """
     if os.name != "posix":
-        yield
+        yield lambda: None
         return
     import fcntl
 
-    with (run / LOCK).open("w") as file:
+    path = folder / LOCK
+    if path.is_symlink():
+        raise UserError(f"{path}: a link, and nothing is written through links. Remove it.")
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{run} is in use by another process; wait for it or give another -o folder.") from None
-        yield
+            raise UserError(f"{folder} is in use by another process; wait for it or give another -o folder.") from None
+        except OSError as error:
+            log.warning("%s: its disk has no locks (%s): let no second process write there.", folder, error.strerror)
+
+        def require_ours() -> None:
+            try:
+                ours = os.path.samestat(os.fstat(file), path.lstat())
+            except OSError:
+                ours = False
+            if not ours:
+                raise UserError(
+                    f"{folder} was moved, or its {LOCK} removed, while this process wrote there. Repeat the command "
+                    "with the folder's new place as -o; it goes on from what was saved."
+                )
+
+        yield require_ours
+    finally:
+        os.close(file)

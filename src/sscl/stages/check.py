@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import sscl
 from sscl.core.errors import UserError
-from sscl.core.files import read_json, write_json
+from sscl.core.files import read_json, unsealed, write_sealed
 from sscl.data.check import Finding, Pair, check_image, check_pair
 from sscl.data.check_set import (
     Lists,
@@ -111,7 +111,7 @@ def check(source: Path, out: Path | None = None, **options: Any) -> CheckResult:
     result = CheckResult(source, tuple(ordered), {name: len(names) for name, names in lists.items()}, unchanged)
     if out:
         remembered = {keys[case]: _seen_to_json(seen) for case, seen in cases.items() if keys[case]}
-        write_json(out, {**result.to_json(), "known": remembered})
+        write_sealed(out, {**result.to_json(), "known": remembered})
     return result
 
 
@@ -246,6 +246,8 @@ def _known(out: Path) -> dict[str, Seen]:
     content = read_json(out)
     if not isinstance(content, dict) or "known" not in content:
         raise UserError(f"{out}: is not the result of `sscl check`, and would be overwritten. Choose another file.")
+    if not unsealed(content):
+        return {}
     try:
         return {key: _seen_from_json(value) for key, value in content["known"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -2,21 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
-from sscl.core.files import read_object, sha256
+from sscl.core.files import read_object
 from sscl.core.plan import Plan, Spacing
 from sscl.data.split import Split
-from sscl.stages.folder import STAGE
+from sscl.data.store import DIGESTS
+from sscl.stages.folder import STAGE, read_stage, require_files
 from sscl.volumes.files import read_label
 from sscl.volumes.geometry import on_grid_of
 from sscl.volumes.volume import Volume
 
 STORE, PLAN, SPLIT, DATASET = "store", "plan.json", "split.json", "dataset.json"
+NOTED = (DATASET, SPLIT, PLAN, f"{STORE}/{DIGESTS}")
+"""The files whose digests are in stage.json; those of the store are in the last of them."""
+AGAIN = "Restore it, or delete the data set and prepare it again."
 _KEYS = {DATASET: ("source", "channels", "labels", "cases"), STAGE: ("config", "inputs")}
 
 
@@ -35,7 +39,12 @@ class Dataset:
     """Over plan, split and the digests of the scans that were read; cropped scans are others than whole ones."""
 
     def image_paths(self, case: str) -> list[Path]:
-        """The scan's files in the source folder, or, where `prepare` cropped them, in this one."""
+        """The scan's files in the source folder, or, where `prepare` cropped them, in this one.
+
+        Raises:
+            UserError: a cropped one is not as `prepare` wrote it.
+        """
+        require_crops(self.folder, self.facts, self.facts["cases"][case]["image"])
         return [self.folder / self.facts["source"] / path for path in self.facts["cases"][case]["image"]]
 
 
@@ -76,14 +85,31 @@ def open_dataset(folder: Path) -> Dataset:
             "first, then give DATASET."
         )
     values = {name: read_object(folder / name, *_KEYS.get(name, ())) for name in names}
-    if values[STAGE].get("plan_sha256") not in (None, sha256(folder / PLAN)):  # None: by an earlier version
-        raise UserError(
-            f"{folder / PLAN}: was changed, and the stored volumes are those of the plan before. Prepare the data set "
-            "again into another folder, with --set FIELD=VALUE for what is to be other."
-        )
+    values[STAGE] = read_stage(folder)
+    require_files(folder, values[STAGE], NOTED, AGAIN)
     plan = Plan.read(values[PLAN], str(folder / PLAN))
     split = Split.read(values[SPLIT], str(folder / SPLIT))
     cropped = [] if Path(values[DATASET]["source"]).is_absolute() else ["cropped"]
     identity = json.dumps([values[PLAN], values[SPLIT], values[STAGE]["inputs"], *cropped], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
     return Dataset(folder, values[DATASET], split, plan, values[STAGE]["config"].get("preset"), digest)
+
+
+def read_noted(folder: Path, name: str, *keys: str) -> dict[str, Any]:
+    """One of DATASET's JSON files as `prepare` left it, for stages that need no more.
+
+    Raises:
+        UserError: as `read_object`; or the file is another one.
+    """
+    content = read_object(folder / name, *keys)
+    if (folder / STAGE).is_file():
+        require_files(folder, read_stage(folder), (name,), AGAIN)
+    return content
+
+
+def require_crops(folder: Path, facts: Mapping[str, Any], paths: Sequence[str]) -> None:
+    """Raises UserError for a scan or mask that `prepare` cropped and that is another one now. Those of the source are
+    not ours: no digest holds them.
+    """
+    if not Path(facts["source"]).is_absolute():
+        require_files(folder, read_stage(folder), [f"{facts['source']}/{path}" for path in paths], AGAIN)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from sscl.core.errors import UserError, unknown
-from sscl.core.files import read_object, write_text
+from sscl.core.files import open_to_append, read_object, write_text
 from sscl.core.plan import Plan, Spacing
+from sscl.engine.run import only_writer
 from sscl.metrics import table
-from sscl.stages.dataset import is_dataset, read_own_mask
-from sscl.stages.folder import STAGE, digest, write_stage
+from sscl.stages.dataset import is_dataset, read_noted, read_own_mask, require_crops
+from sscl.stages.folder import STAGE, digest, read_stage, write_stage
 from sscl.volumes.files import case_stem, read_image, read_label
 from sscl.volumes.geometry import same_grid, to_ras
 from sscl.volumes.volume import Volume
@@ -78,11 +79,14 @@ def evaluate(
     _refuse_foreign(out)
     due = _read_reference(reference, split)
     predicted = _predicted(prediction, due, reference)
+    made = _stage_of(prediction)
+    masks = {case: digest(path) for case, path in predicted.items()}
+    _require_as_predicted(prediction, masks, due, made)
     if is_dataset(reference) and split == "test":
         _log_opening(reference, prediction, due)
     spacing_mm = spacing_mm or due.spacing_if_missing_mm
-    made = _stage_of(prediction)
     labels = due.labels or dict(enumerate(made.get("labels") or ())) or _labels_in(due, spacing_mm)
+    truths = {str(path): digest(path) for path in due.masks.values()}
     scores: list[table.Score] = []
     for case in sorted(due.masks):
         if case not in predicted:
@@ -91,9 +95,13 @@ def evaluate(
     result = EvaluationResult(
         tuple(scores), tuple(table.summarise(scores)), table.definitions(scores, tolerance_mm), out
     )
-    config = {"split": split, "tolerance_mm": tolerance_mm, "spacing_mm": spacing_mm}
-    select = made.get("config", {}).get("select")
-    _write(result, config, [*predicted.values(), *due.masks.values()], began, select)
+    noted = {
+        "config": {"split": split, "tolerance_mm": tolerance_mm, "spacing_mm": spacing_mm},
+        "inputs": {str(predicted[case]): masks[case] for case in masks} | truths,
+        "masks": masks,
+        "select": made.get("config", {}).get("select"),  # which weights of a run the masks are by; None: not known
+    }
+    _write(result, noted, began)
     return result
 
 
@@ -135,7 +143,7 @@ def _score(
 def _refuse_foreign(out: Path) -> None:
     """Another stage's folder keeps its stage.json."""
     stage = out / STAGE
-    if stage.is_file() and read_object(stage).get("stage") != "evaluate":
+    if stage.is_file() and read_stage(out).get("stage") != "evaluate":
         raise UserError(f"{out}: the folder of another stage; its stage.json would be lost. Choose another folder.")
 
 
@@ -152,8 +160,8 @@ def _read_reference(reference: Path, split: str) -> _Reference:
 
 
 def _from_dataset(dataset: Path, split: str) -> _Reference:
-    facts = read_object(dataset / "dataset.json", "source", "labels", "cases")
-    lists = read_object(dataset / "split.json")
+    facts = read_noted(dataset, "dataset.json", "source", "labels", "cases")
+    lists = read_noted(dataset, "split.json")
     if split not in lists:
         raise unknown(f"{dataset / 'split.json'}: list", split, lists)
     source = dataset / facts["source"]  # which is absolute, unless `prepare` cropped the scans
@@ -165,12 +173,13 @@ def _from_dataset(dataset: Path, split: str) -> _Reference:
         masks[case] = source / label
     if not masks:
         raise UserError(f"{dataset / 'split.json'}: the list '{split}' is empty: nothing to score.")
-    plan = dataset / "plan.json"
+    plan = Plan.read(read_noted(dataset, "plan.json"), str(dataset / "plan.json"))
+    require_crops(dataset, facts, [facts["cases"][case]["label"] for case in masks])
     return _Reference(
         masks,
         *_declared(facts, dataset / "dataset.json"),
         others=frozenset(facts["cases"].keys() - masks.keys()),
-        spacing_if_missing_mm=Plan.read(read_object(plan), str(plan)).spacing_if_missing_mm,
+        spacing_if_missing_mm=plan.spacing_if_missing_mm,
         label_map=facts.get("label_map", {}),
         mask_axes=facts.get("mask_axes"),
         scans={case: [source / path for path in facts["cases"][case]["image"]] for case in masks},
@@ -196,8 +205,21 @@ def _declared(facts: Mapping[str, Any], where: Path) -> tuple[dict[int, str] | N
 
 def _stage_of(prediction: Path) -> dict[str, Any]:
     """What `predict` noted beside its masks; empty for those of another program."""
-    stage = prediction / STAGE
-    return read_object(stage) if stage.is_file() else {}
+    return read_stage(prediction) if (prediction / STAGE).is_file() else {}
+
+
+def _require_as_predicted(prediction: Path, masks: Mapping[str, str], due: _Reference, made: Mapping[str, Any]) -> None:
+    """Raises UserError for a mask that is not as `predict` wrote it, or is gone: whose score would that be?"""
+    written = made.get("cases")
+    if not isinstance(written, dict):
+        return
+    for case in due.masks:
+        if masks.get(case) != written.get(case):
+            what = "is gone" if case not in masks else "is not the mask that `sscl predict` wrote: damaged, or changed"
+            raise UserError(
+                f"{prediction / case}.nii.gz: {what}. Run `sscl predict` again, or, to score masks of another origin, "
+                f"put them into a folder without {STAGE}."
+            )
 
 
 def _labels_in(due: _Reference, spacing_mm: Spacing | None) -> dict[int, str]:
@@ -274,17 +296,18 @@ def _log_opening(dataset: Path, prediction: Path, due: _Reference) -> None:
         "cases": len(due.masks),
         "command": shlex.join(sys.argv),
     }
-    with (dataset / "openings.jsonl").open("a", encoding="utf-8") as file:
+    with open_to_append(dataset / "openings.jsonl") as file:
         file.write(json.dumps(entry) + "\n")
 
 
-def _write(
-    result: EvaluationResult, config: Mapping[str, Any], inputs: Sequence[Path], began: float, select: str | None
-) -> None:
-    """select: which weights of a run the masks are by; None: not known."""
+def _write(result: EvaluationResult, noted: Mapping[str, Any], began: float) -> None:
+    files = {
+        "scores.csv": table.scores_csv(result.scores),
+        "summary.csv": table.summary_csv(result.summary),
+        "definitions.txt": result.definitions + "\n",
+    }
     result.out.mkdir(parents=True, exist_ok=True)
-    write_text(result.out / "scores.csv", table.scores_csv(result.scores))
-    write_text(result.out / "summary.csv", table.summary_csv(result.summary))
-    write_text(result.out / "definitions.txt", result.definitions + "\n")
-    digests = {str(path): digest(path) for path in inputs}
-    write_stage(result.out, "evaluate", config=config, inputs=digests, began=began, select=select)
+    with only_writer(result.out):
+        for name, text in files.items():
+            write_text(result.out / name, text)
+        write_stage(result.out, "evaluate", began=began, files=tuple(files), **noted)

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy
 
 import sscl
 from sscl.core.errors import UserError
-from sscl.core.files import sha256, write_json
+from sscl.core.files import read_sealed, sha256, write_sealed
 
 logger = logging.getLogger("sscl")
 
@@ -33,8 +33,8 @@ def built(out: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True)
         yield folder
-        if out.exists():
-            out.rmdir()
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out}: another process has made it meanwhile; it was left as it is. Give another -o.")
         folder.rename(out)
     except OSError as error:
         raise UserError(
@@ -128,6 +128,7 @@ def write_stage(
     inputs: Mapping[str, Any],
     began: float,
     uses_torch: bool = False,
+    files: Sequence[str] = (),
     **more: Any,
 ) -> None:
     """`stage.json`: which stage made the folder, how, from what, with what; the same keys for every stage.
@@ -136,6 +137,7 @@ def write_stage(
         config: the settings.
         inputs: what was read, to digests.
         began: `time.monotonic()` at the start.
+        files: of the folder, written already, whose digests are noted for `require_files`.
         more: further keys; they win.
     """
     facts = {
@@ -145,8 +147,35 @@ def write_stage(
         "versions": versions(uses_torch),
         "commit": commit(),
         "seconds": round(time.monotonic() - began, 2),
+        **({"files": {name: sha256(out / name) for name in files}} if files else {}),
     }
-    write_json(out / STAGE, facts | more)
+    write_sealed(out / STAGE, facts | more)
+
+
+def read_stage(folder: Path, *keys: str) -> dict[str, Any]:
+    """Raises UserError for a stage.json that is missing, damaged, or lacks one of the keys."""
+    return read_sealed(folder / STAGE, *keys)
+
+
+def require_files(folder: Path, noted: Mapping[str, Any], names: Sequence[str], again: str) -> None:
+    """Compare files of a folder with the digests that are noted under `files`; earlier versions noted none.
+
+    Args:
+        names: which; those in the manifest are not followed, because they could lead elsewhere.
+        again: what to do if one is not as it was.
+
+    Raises:
+        UserError: one is missing, damaged, or of another time than the manifest.
+    """
+    promised = noted.get("files")
+    if not isinstance(promised, dict):
+        return
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: is missing. {again}")
+        if promised.get(name) != sha256(path):
+            raise UserError(f"{path}: is not as it was written (its digest is another): damaged, or changed. {again}")
 
 
 def versions(uses_torch: bool) -> dict[str, str]:

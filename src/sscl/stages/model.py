@@ -1,6 +1,5 @@
 """Finished models: `sscl export`, `sscl info`, and loading one for prediction. Tensors + JSON, never pickled code."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 
 from sscl import __version__
 from sscl.core.errors import UserError
-from sscl.core.files import read_object, sha256, write_atomic, write_json
+from sscl.core.files import read_sealed, sha256, write_atomic, write_sealed
 from sscl.core.method import Method
 from sscl.core.plan import Plan
 from sscl.engine import checkpoint
-from sscl.engine.run import RECIPE, Recipe, read_recipe
+from sscl.engine.run import RECIPE, Recipe, read_recipe, require_recipe
 from sscl.methods import method_class
+from sscl.stages.folder import built
 from sscl.stages.recipe import build_method
 from sscl.stages.train import CHECKPOINTS
 
@@ -56,7 +56,7 @@ def export(run: Path, out: Path, select: Select = "last") -> Path:
     if out.exists() and (not out.is_dir() or any(path.name not in (WEIGHTS, CARD) for path in out.iterdir())):
         raise UserError(f"{out} exists and is not a model folder. Give another -o.")
     method, iteration = _from_run(run, recipe, select)
-    weights = save(method.tested_state())
+    weights = method.tested_state()
     card = {
         "format": FORMAT,
         "method": recipe.method,
@@ -64,7 +64,7 @@ def export(run: Path, out: Path, select: Select = "last") -> Path:
         "plan": recipe.plan.model_dump(mode="json"),
         "labels": list(recipe.plan.labels),
         "parameters": count_parameters(method),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "weights_sha256": checkpoint.weights_digest(weights),
         "trained": {
             "iterations": iteration,
             "of": recipe.iterations,
@@ -82,16 +82,16 @@ def export(run: Path, out: Path, select: Select = "last") -> Path:
         _refuse_other(out, card)
         log.info("%s: holds this model already", out)
         return out
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / WEIGHTS, lambda file: file.write(weights))
-    write_json(out / CARD, card)
+    with built(out) as folder:
+        write_atomic(folder / WEIGHTS, lambda file: file.write(save(weights)))
+        write_sealed(folder / CARD, card)
     return out
 
 
 def _refuse_other(out: Path, card: Mapping[str, Any]) -> None:
     """Raises UserError unless the model in `out` is whole and the one that `card` describes."""
     whole = {path.name for path in out.iterdir()} == {WEIGHTS, CARD}
-    same = whole and read_object(out / CARD) == json.loads(json.dumps(card))  # of tuples JSON makes lists
+    same = whole and read_sealed(out / CARD) == json.loads(json.dumps(card))  # of tuples JSON makes lists
     if not same or sha256(out / WEIGHTS) != card["weights_sha256"]:
         raise UserError(f"{out} holds another model, or a part of one. Give another -o, or delete it.")
 
@@ -123,7 +123,7 @@ def load_model(path: Path, device: torch.device, select: Select | None = None) -
     if (path / RECIPE).is_file():
         recipe, selected = read_recipe(path), select or "last"
         method, _ = _from_run(path, recipe, selected)
-        plan, digest = recipe.plan, _weights_digest(method)
+        plan, digest = recipe.plan, checkpoint.weights_digest(method.tested_state())
     else:
         card = _card(path)
         weights, selected = _weights(path, card), card["trained"].get("select", "last")
@@ -180,6 +180,7 @@ def _from_run(run: Path, recipe: Recipe, select: Select) -> tuple[Method, int]:
     state = checkpoint.newest(run / CHECKPOINTS, torch.device("cpu"))
     if state is None:
         raise UserError(f"{run} has no complete checkpoint yet; train it first.")
+    require_recipe(state, run)
     method = build_method(recipe)
     if select == "last":
         checkpoint.refuse_other_network(state["method"], method.state_dict(), run / CHECKPOINTS)
@@ -221,7 +222,7 @@ def _card(path: Path) -> dict[str, Any]:
             f"{path} is neither a run nor a model: it has no {RECIPE} and no {CARD}. "
             "`sscl train` makes a run, `sscl export` a model."
         )
-    card = read_object(path / CARD, "format", "method", "config", "plan", "weights_sha256", "trained")
+    card = read_sealed(path / CARD, "format", "method", "config", "plan", "weights_sha256", "trained")
     if card["format"] != FORMAT:
         raise UserError(
             f"{path / CARD}: model format {card['format']}, this version reads {FORMAT}. Install the sscl of it."
@@ -240,7 +241,3 @@ def _weights(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
         return load_file(weights)
     except SafetensorError as error:
         raise UserError(f"{weights}: not readable ({error}). Export the model again.") from None
-
-
-def _weights_digest(method: Method) -> str:
-    return hashlib.sha256(save(method.tested_state())).hexdigest()

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from sscl.core.errors import UserError, unknown
-from sscl.core.files import read_object, sha256, write_atomic
+from sscl.core.files import sha256, write_atomic
 from sscl.core.plan import Plan
 from sscl.data.check import check_image
 from sscl.data.layouts import scans_in
 from sscl.data.preprocess import on_grid, preprocess, restore
-from sscl.engine.run import RECIPE, read_recipe
+from sscl.engine.run import RECIPE, only_writer, read_recipe
 from sscl.engine.window import Size, sliding_window
 from sscl.ops.pseudo import largest_components
 from sscl.stages.dataset import is_dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads, told_if_memory_ends
-from sscl.stages.folder import STAGE, digest, write_stage
+from sscl.stages.folder import STAGE, digest, read_stage, write_stage
 from sscl.stages.model import Model, Select, load_model
 from sscl.volumes.files import read_image, write_label
 from sscl.volumes.geometry import from_ras, to_ras
@@ -46,10 +46,11 @@ class _Options:
 
 @dataclass(frozen=True)
 class _Done:
-    """A predicted case: digests of its scan's files and of its mask."""
+    """A predicted case: digests of its scan's files, of its mask, and of its probabilities if they were asked for."""
 
     scan: list[str]
     mask: str
+    maps: str | None
 
 
 def predict(
@@ -96,24 +97,28 @@ def predict(
     _refuse_overwriting(scans, out)
     config = _config(loaded, options)
     out.mkdir(parents=True, exist_ok=True)
-    done = _done(out, config, list(plan.labels))
-    _write_stage(out, config, options, done, began)  # the folder is known as ours before its first mask
     failures = []
-    for number, (case, paths) in enumerate(scans.items(), start=1):
-        try:
-            scan = [digest(path) for path in paths]
-            if _is_done(done.get(case), scan, case, out, probabilities):
-                log.info("%d/%d %s: done before", number, len(scans), case)
+    with only_writer(out) as require_ours:
+        done = _done(out, config, list(plan.labels))
+        _write_stage(out, config, options, done, began)  # the folder is known as ours before its first mask
+        for number, (case, paths) in enumerate(scans.items(), start=1):
+            require_ours()
+            try:
+                scan = [digest(path) for path in paths]
+                if _is_done(done.get(case), scan, case, out, probabilities):
+                    log.info("%d/%d %s: done before", number, len(scans), case)
+                    continue
+                on_case(case, number, len(scans))
+                _forget(done.pop(case, None), case, out)
+                _predict_case(loaded, case, paths, out, options)
+            except UserError as error:
+                failures.append(f"{case}: {error}")
                 continue
-            on_case(case, number, len(scans))
-            _forget(done.pop(case, None), case, out)
-            _predict_case(loaded, case, paths, out, options)
-        except UserError as error:
-            failures.append(f"{case}: {error}")
-            continue
-        done[case] = _Done(scan, sha256(out / f"{case}.nii.gz"))
+            done[case] = _Done(
+                scan, sha256(out / f"{case}.nii.gz"), sha256(out / f"{case}.npz") if probabilities else None
+            )
+            _write_stage(out, config, options, done, began)
         _write_stage(out, config, options, done, began)
-    _write_stage(out, config, options, done, began)
     if failures:
         raise UserError(f"{len(failures)} of {len(scans)} scans were not predicted:\n  " + "\n  ".join(failures))
     return [out / f"{case}.nii.gz" for case in scans]
@@ -226,17 +231,16 @@ def _config(model: Model, options: _Options) -> dict[str, Any]:
 
 def _done(out: Path, config: Mapping[str, Any], labels: Sequence[str]) -> dict[str, _Done]:
     """Cases that this model has predicted into this folder."""
-    path = out / STAGE
-    if not path.exists():
+    if not (out / STAGE).exists():
         if any(file.name.endswith(".nii.gz") and not file.name.startswith(".") for file in out.iterdir()):
             raise UserError(f"{out} holds masks that `sscl predict` did not write. Give another -o.")
         return {}
-    stage = read_object(path)
+    stage = read_stage(out)
     before = {"select": "last", **stage.get("config", {})}  # the first versions had no other
     if before != dict(config) or stage.get("labels") != list(labels):
         raise UserError(f"{out} holds predictions of another model or other settings. Give another -o, or empty it.")
-    scans = stage.get("inputs", {})
-    return {case: _Done(scans.get(case, []), mask) for case, mask in stage.get("cases", {}).items()}
+    scans, maps = stage.get("inputs", {}), stage.get("probabilities", {})
+    return {case: _Done(scans.get(case, []), mask, maps.get(case)) for case, mask in stage.get("cases", {}).items()}
 
 
 def _is_done(before: _Done | None, scan: list[str], case: str, out: Path, probabilities: bool) -> bool:
@@ -247,7 +251,7 @@ def _is_done(before: _Done | None, scan: list[str], case: str, out: Path, probab
         and before.scan == scan
         and mask.exists()
         and sha256(mask) == before.mask
-        and (maps.exists() or not probabilities)
+        and (not probabilities or (maps.exists() and sha256(maps) == before.maps))
     )
 
 
@@ -270,5 +274,6 @@ def _write_stage(
         uses_torch=True,
         labels=list(options.plan.labels),
         cases={case: entry.mask for case, entry in done.items()},
+        probabilities={case: entry.maps for case, entry in done.items() if entry.maps},
         peak_memory_bytes=peak_memory_bytes(options.place),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError, refuse
-from sscl.core.files import read_object, sha256, write_json
+from sscl.core.files import write_json
 from sscl.core.memory import main_memory_bytes
 from sscl.core.plan import Plan
 from sscl.data.check import Finding
@@ -18,12 +18,12 @@ from sscl.data.planning import Fingerprint, fingerprint, make_plan
 from sscl.data.preprocess import preprocess, resample_label
 from sscl.data.source import Source
 from sscl.data.split import Split
-from sscl.data.store import DIGESTS, write_case, write_digests
+from sscl.data.store import CaseStore, write_case, write_digests
 from sscl.stages.assign import announce, digests, relative
-from sscl.stages.cases import crop_cases, image_of, label_of
+from sscl.stages.cases import CROPPED, crop_cases, image_of, label_of
 from sscl.stages.check import judge, look, masks_folder, to_look_at
-from sscl.stages.dataset import open_dataset
-from sscl.stages.folder import STAGE, built, collected_warnings, write_stage
+from sscl.stages.dataset import NOTED, open_dataset
+from sscl.stages.folder import STAGE, built, collected_warnings, read_stage, write_stage
 from sscl.stages.request import Opened, Request, assigned, check_assigned, inputs_read, opened
 
 logger = logging.getLogger("sscl")
@@ -92,8 +92,11 @@ def prepare(
             write_json(folder / "plan.json", plan.model_dump(mode="json"))
             write_json(folder / "split.json", split.lists())
             write_json(folder / "dataset.json", _facts(found, names, folder))
-            facts = {"warnings": list(warnings), "plan_sha256": sha256(folder / "plan.json")}
-            write_stage(folder, "prepare", config=config, inputs=inputs, began=began, **facts)
+            crops = [path.relative_to(folder).as_posix() for path in (folder / CROPPED).rglob("*.nii.gz")]
+            write_stage(
+                folder, "prepare", config=config, inputs=inputs, began=began, files=[*NOTED, *sorted(crops)],
+                warnings=list(warnings),
+            )  # fmt: skip
     return PrepareResult(out, plan, split, tuple(warnings), skipped=False)
 
 
@@ -210,7 +213,7 @@ def _refuse_nested(source: Path, out: Path) -> None:
 
 def _already(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> PrepareResult:
     """The result that is there, if it was made from the same inputs with the same settings."""
-    stage = read_object(out / STAGE) if (out / STAGE).is_file() else {}
+    stage = read_stage(out) if (out / STAGE).is_file() else {}
     if stage.get("stage") != "prepare":
         raise UserError(f"{out}: is not empty and not a prepared data set. Choose another folder.")
     now = json.loads(json.dumps(config))
@@ -222,10 +225,10 @@ def _already(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) ->
     for case in (*data.split.labelled, *data.split.unlabelled):
         if not (out / "store" / f"{case}.image.b2nd").is_file():
             raise UserError(f"{out / 'store'}: the file of case '{case}' is gone. Delete {out} and prepare it again.")
-    if (promised := out / "store" / DIGESTS).is_file():  # earlier versions wrote none
-        for name, written in read_object(promised).items():
-            if not (out / "store" / name).is_file() or sha256(out / "store" / name) != written:
-                raise UserError(f"{out / 'store' / name}: is gone or damaged. Delete {out} and prepare it again.")
+    try:
+        CaseStore(out / "store").verify()
+    except UserError as error:
+        raise UserError(f"{error} Delete {out} before.") from None
     logger.info("%s: already prepared", out)
     return PrepareResult(out, data.plan, data.split, tuple(stage["warnings"]), skipped=True)
 

@@ -1,17 +1,17 @@
 """What train, predict and evaluate left in a run folder, read for the stages that show it."""
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
-from sscl.core.files import read_object
-from sscl.engine.run import FREE, METRICS, Recipe, read_recipe
+from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe, recipe_digest
 from sscl.report import tables
-from sscl.stages.dataset import read_own_mask
-from sscl.stages.folder import STAGE
-from sscl.volumes.files import case_stem, read_image, read_label
+from sscl.stages.dataset import read_noted, read_own_mask
+from sscl.stages.folder import STAGE, digest, read_stage, require_files
+from sscl.volumes.files import case_stem, is_volume, read_image, read_label
 from sscl.volumes.geometry import same_grid, to_ras
 from sscl.volumes.volume import Volume
 
@@ -63,8 +63,49 @@ def short_names(runs: Sequence[Path]) -> dict[Path, str]:
 
 def selected(scores: Path) -> str:
     """Which of a run's weights were scored: `best` where `evaluate` noted it in its folder, else `last`."""
-    stage = scores / STAGE
-    return (read_object(stage).get("select") if stage.is_file() else None) or "last"
+    return (read_stage(scores).get("select") if (scores / STAGE).is_file() else None) or "last"
+
+
+def require_as_trained(run: Path) -> None:
+    """Raises UserError for a finished run whose recipe or log is not as `train` left it."""
+    if (run / STAGE).is_file():
+        stage = read_stage(run)
+        if stage.get("recipe") not in (None, recipe_digest(run)):
+            raise UserError(f"{run / RECIPE}: is not what {run} was trained by: damaged, or changed. Restore it.")
+        require_files(run, stage, (METRICS,), "Restore it, or train into another folder.")
+
+
+def require_as_scored(predictions: Path, run: Path) -> None:
+    """Compare the scores of a run's masks with their digests, and what was scored with what is there now. Masks and
+    references that are gone are no contradiction.
+
+    Raises:
+        UserError: the scores are damaged or cut short, masks were predicted again or changed since, a reference was, or
+            the masks are by other weights than the run has now.
+    """
+    scores = predictions / "scores"
+    again = f"Run `sscl evaluate {predictions} REFERENCE` again."
+    if not (scores / STAGE).is_file():
+        raise UserError(f"{scores / STAGE}: is missing, so the scores may be half written. {again}")
+    stage = read_stage(scores, "inputs")
+    require_files(scores, stage, ("scores.csv", "summary.csv", "definitions.txt"), again)
+    masks = stage.get("masks", {})
+    for case, promised in masks.items():
+        for mask in predictions.glob(f"{glob.escape(case)}.*"):
+            if case_stem(mask) == case and is_volume(mask) and digest(mask) != promised:
+                raise UserError(f"{mask}: is not the mask that was scored: predicted again, or changed. {again}")
+    for name, promised in stage["inputs"].items() if masks else ():
+        path = Path(name)
+        if masks.get(case_stem(path)) != promised and path.is_file() and digest(path) != promised:
+            raise UserError(f"{path}: was changed since masks were scored against it. {again}")
+    if not ((run / STAGE).is_file() and (predictions / STAGE).is_file()):
+        return
+    config, now = read_stage(predictions).get("config", {}), read_stage(run).get("weights", {})
+    if now and config.get("weights") not in (None, *now.values()):
+        raise UserError(
+            f"{predictions}: its masks are by other weights than {run} has now: it was trained further, or again. "
+            "Empty the folder, then predict and evaluate again."
+        )
 
 
 def read_run(path: Path, name: str) -> RunFolder:
@@ -77,8 +118,11 @@ def read_run(path: Path, name: str) -> RunFolder:
     files = {file: scores / file for file in ("scores.csv", "summary.csv", "definitions.txt", "stage.json")}
     text = {file: place.read_text(encoding="utf-8") if place.is_file() else "" for file, place in files.items()}
     evaluated = bool(text["scores.csv"] and text["summary.csv"])
+    require_as_trained(path)
+    if any(text.values()):
+        require_as_scored(path / "predictions", path)
     rows = tables.read_scores(text["scores.csv"], str(files["scores.csv"])) if evaluated else []
-    inputs = read_object(files["stage.json"], "inputs")["inputs"] if text["stage.json"] else {}
+    inputs = read_stage(scores, "inputs")["inputs"] if text["stage.json"] else {}
     metrics = path / METRICS
     return RunFolder(
         path=path,
@@ -168,7 +212,7 @@ def read_prediction(case: str, run: RunFolder, like: Volume) -> Any:
 
 def _facts(case: str, run: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the run's data set says of itself, and of the case."""
-    facts = read_object(Path(run.recipe.dataset) / "dataset.json", "source", "channels", "cases", "ignore_label")
+    facts = read_noted(Path(run.recipe.dataset), "dataset.json", "source", "channels", "cases", "ignore_label")
     if case not in facts["cases"]:
         raise UserError(f"the case is not in {run.recipe.dataset}: its scan is unknown.")
     return facts, facts["cases"][case]

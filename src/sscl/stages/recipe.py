@@ -1,6 +1,8 @@
 """What a run will do, decided before it starts: its recipe, and the method that the recipe describes."""
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -8,12 +10,14 @@ import torch
 from sscl.core.errors import UserError
 from sscl.core.method import Method
 from sscl.data.presets import PRESETS
-from sscl.engine.run import Recipe
+from sscl.engine.run import RECIPE, Recipe, differences, read_recipe, write_recipe
 from sscl.engine.train import timeline
 from sscl.methods import method_class
 from sscl.stages.dataset import Dataset
 from sscl.stages.device import cpu_name, pick_precision
 from sscl.stages.folder import versions
+
+log = logging.getLogger("sscl")
 
 DEFAULT_ITERATIONS = 34_000
 """4k + 30k (SSCL sec. 4.1)."""
@@ -97,6 +101,24 @@ def preset_settings(method: str, preset_name: str) -> dict[str, Any]:
     """What a preset sets of a method: what it sets of all that have such a field, and what it sets of this one."""
     preset, fields = PRESETS[preset_name], method_class(method).Config.model_fields
     return {key: value for key, value in preset.method.items() if key in fields} | preset.methods.get(method, {})
+
+
+def settled(recipe: Recipe, out: Path) -> Recipe:
+    """The run folder's recipe: written now, or, in a begun run, the one that it has."""
+    if not (out / RECIPE).exists():
+        write_recipe(out, recipe)
+        return recipe
+    old = read_recipe(out)
+    forbidden, tolerated = differences(old, recipe)
+    if forbidden:
+        raise UserError(
+            f"{out} was begun with other settings:\n  "
+            + "\n  ".join(forbidden)
+            + "\nGive the same ones, or another -o."
+        )
+    for line in tolerated:
+        log.warning("resuming under other conditions, bit equality is not promised: %s", line)
+    return old
 
 
 def build_method(recipe: Recipe) -> Method:

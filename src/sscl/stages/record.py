@@ -14,13 +14,13 @@ import numpy as np
 import yaml
 
 from sscl.core.errors import UserError
-from sscl.core.files import read_json, read_object, sha256, write_json, write_text
+from sscl.core.files import read_object, read_sealed, sha256, write_sealed, write_text
 from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe
 from sscl.engine.train import ENGINE_VERSION
 from sscl.methods import METHODS, method_class
 from sscl.report.tables import Row, read_metrics, read_scores
-from sscl.stages.folder import STAGE
-from sscl.stages.reading import selected
+from sscl.stages.folder import STAGE, read_stage, require_files
+from sscl.stages.reading import require_as_scored, require_as_trained, selected
 from sscl.stages.train import CHECKPOINTS
 
 logger = logging.getLogger("sscl")
@@ -79,7 +79,13 @@ def read_result(folder: Path) -> Result:
     if not found:
         raise UserError(f"{folder} has no scores. `sscl predict {folder}`, then `sscl evaluate {folder}/predictions`.")
     rows = read_scores(found[0].read_text(encoding="utf-8"), str(found[0]))
-    facts = read_object(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if found[0].parent == folder:
+        facts = read_sealed(folder / RECORD)
+        require_files(folder, facts, (RECIPE, SCORES, SUMMARY), f"Restore it, or delete {folder} and run it again.")
+    else:
+        facts = {}
+        require_as_trained(folder)
+        require_as_scored(found[0].parent.parent, folder)
     return Result(folder.name, recipe, rows, facts, facts.get("select") or selected(found[0].parent))
 
 
@@ -116,20 +122,23 @@ def record(run: Path, predictions: Path, out: Path) -> Path:
     scores = predictions / "scores"
     if not (scores / SCORES).exists():
         raise UserError(f"{predictions} has no scores. `sscl evaluate {predictions} DATASET` writes them.")
-    recipe, stage = read_recipe(run), read_object(run / STAGE, "seconds", "commit", "versions")
+    recipe, stage = read_recipe(run), read_stage(run, "seconds", "commit", "versions")
+    require_as_trained(run)
+    require_as_scored(predictions, run)
     values = recipe.model_dump(mode="json")
     values["dataset"] = Path(recipe.dataset).name  # a path says nothing elsewhere; the digest does
     out.mkdir(parents=True, exist_ok=True)
+    (out / RECORD).unlink(missing_ok=True)  # until it is there again, a record is not whole
     write_text(out / RECIPE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     text = (run / METRICS).read_text(encoding="utf-8")
     write_text(out / "metrics.csv", _thinned(read_metrics(text, str(run / METRICS))))
     for name in (SCORES, SUMMARY):
         write_text(out / name, (scores / name).read_text(encoding="utf-8"))
     last = sorted((run / CHECKPOINTS).glob("*.json"))[-1]
-    write_json(
+    write_sealed(
         out / RECORD,
         {
-            "weights_sha256": read_json(last)["sha256"],
+            "weights_sha256": read_object(last, "sha256")["sha256"],
             "select": selected(scores),
             "metrics_sha256": sha256(run / METRICS),
             "data_digest": recipe.data_digest,
@@ -138,7 +147,8 @@ def record(run: Path, predictions: Path, out: Path) -> Path:
             "minutes": round(stage["seconds"] / 60, 1),
             "iterations_per_second": round(recipe.iterations / stage["seconds"], 3),
             "peak_memory_mib": round(stage["peak_memory_bytes"] / 2**20),
-            "predict_seconds": read_object(predictions / STAGE, "seconds")["seconds"],
+            "predict_seconds": read_stage(predictions, "seconds")["seconds"],
+            "files": {name: sha256(out / name) for name in (RECIPE, "metrics.csv", SCORES, SUMMARY)},
         },
     )
     return out

@@ -25,18 +25,18 @@ from sscl.engine.run import (
     RECIPE,
     Recipe,
     cut_metrics,
-    differences,
     log_file,
     only_writer,
     read_recipe,
-    write_recipe,
+    recipe_digest,
+    require_recipe,
 )
 from sscl.engine.train import Log, Span, Trainer
 from sscl.engine.validation import VALIDATIONS, Validation
 from sscl.stages.dataset import STORE, Dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, set_threads, told_if_memory_ends
 from sscl.stages.folder import STAGE, refuse_read_only, write_stage
-from sscl.stages.recipe import Training, build_method, resolve
+from sscl.stages.recipe import Training, build_method, resolve, settled
 
 log = logging.getLogger("sscl")
 
@@ -125,11 +125,13 @@ def train(
         data, out, method, settings or {}, iterations, minutes, seed, place, precision, count, schedule, validation
     )
     out.mkdir(parents=True, exist_ok=True)
-    with only_writer(out):
+    with only_writer(out) as require_ours:
         remove_leftovers(out, RECIPE, METRICS, STAGE)
-        recipe = _settled(recipe, out)
+        recipe = settled(recipe, out)
+        made_by = recipe_digest(out)
         trainer, validated = _trainer(recipe, place), _validation(data, recipe, place)
         if (state := checkpoint.newest(out / CHECKPOINTS, place)) is not None:
+            require_recipe(state, out)
             checkpoint.refuse_other_network(state["method"], trainer.method.state_dict(), out / CHECKPOINTS)
             trainer.restore(state)
             validated.restore(state)
@@ -139,9 +141,16 @@ def train(
         if trainer.iteration == recipe.iterations and (out / STAGE).exists():
             log.info("%s is finished: %d iterations", out, recipe.iterations)
             return recipe
+        (out / STAGE).unlink(missing_ok=True)  # of a finished run whose last checkpoint was lost
         cut_metrics(out, trainer.iteration)
         loaded = _loader(data, recipe, trainer, workers)
-        _run(trainer, loaded, validated, out, checkpoint_minutes, tensorboard, on_step)
+
+        def save() -> None:
+            require_ours()
+            checkpoint.save(out / CHECKPOINTS, trainer.state() | validated.state() | {"recipe": made_by})
+
+        _run(trainer, loaded, validated, out, save, checkpoint_minutes, tensorboard, on_step)
+        require_ours()
         write_stage(
             out,
             "train",
@@ -149,6 +158,9 @@ def train(
             inputs={"dataset": data.digest},
             began=began,
             uses_torch=True,
+            files=(METRICS,),
+            recipe=made_by,
+            weights=_weights(trainer, validated),
             seconds=round(_seconds(out), 1),  # over all sittings, with validations
             peak_memory_bytes=peak_memory_bytes(place),
         )
@@ -226,22 +238,12 @@ def _refuse_other_folder(out: Path) -> None:
         raise UserError(f"{out} exists and is not a run folder: it has no {RECIPE}. Give another -o, or empty it.")
 
 
-def _settled(recipe: Recipe, out: Path) -> Recipe:
-    """The run folder's recipe: written now, or, in a begun run, the one that it has."""
-    if not (out / RECIPE).exists():
-        write_recipe(out, recipe)
-        return recipe
-    old = read_recipe(out)
-    forbidden, tolerated = differences(old, recipe)
-    if forbidden:
-        raise UserError(
-            f"{out} was begun with other settings:\n  "
-            + "\n  ".join(forbidden)
-            + "\nGive the same ones, or another -o."
-        )
-    for line in tolerated:
-        log.warning("resuming under other conditions, bit equality is not promised: %s", line)
-    return old
+def _weights(trainer: Trainer, validated: Validation) -> dict[str, str]:
+    """What `predict` will know the run's weights by, as `--select` calls them."""
+    found = {"last": trainer.method.tested_state()}
+    if best := validated.state().get("best"):
+        found["best"] = best["weights"]
+    return {name: checkpoint.weights_digest(weights) for name, weights in found.items()}
 
 
 def _trainer(recipe: Recipe, place: torch.device) -> Trainer:
@@ -278,6 +280,7 @@ def _run(
     load: Callable[[Span, int], Loaded],
     validated: Validation,
     out: Path,
+    save_state: Callable[[], None],
     checkpoint_minutes: float,
     tensorboard: bool,
     on_step: Callable[[Log, int], None],
@@ -291,7 +294,7 @@ def _run(
             _check_finite(trainer)
             metrics.flush()
             os.fsync(metrics.fileno())  # before the checkpoint, or its iterations could lack their lines
-            checkpoint.save(out / CHECKPOINTS, trainer.state() | validated.state())
+            save_state()
 
         def after_step(entry: Log) -> bool:
             nonlocal saved, began

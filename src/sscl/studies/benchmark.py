@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from sscl.core.errors import UserError
-from sscl.core.files import write_json
+from sscl.core.files import open_to_append, write_json
 from sscl.data.presets import preset as find_preset
 from sscl.methods import METHODS
 from sscl.stages.dataset import open_dataset
@@ -185,7 +185,7 @@ def run_apart(job: Job) -> str:
     """Run a job in another process; empty, or the last line of its log."""
     described = describe(job)
     text = described.with_name(f"{Path(job.run).name}.log")
-    with text.open("a", encoding="utf-8") as output:
+    with open_to_append(text) as output:
         code = subprocess.run(
             [sys.executable, "-m", "sscl.studies.job", str(described), str(os.getpid())],
             stdout=output, stderr=output, check=False,

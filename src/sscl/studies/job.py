@@ -18,8 +18,11 @@ from sscl.core.files import read_object
 from sscl.core.interrupt import Interrupted
 from sscl.stages.evaluate import evaluate
 from sscl.stages.predict import predict
+from sscl.stages.reading import require_as_scored
 from sscl.stages.record import record
 from sscl.stages.train import train
+
+log = logging.getLogger("sscl")
 
 
 class Job(Config):
@@ -59,9 +62,19 @@ def execute(job: Job) -> None:
         device=job.device, threads=job.threads,
     )  # fmt: skip
     predict(run, [dataset], masks, device=job.device, threads=job.threads)
-    if not (masks / "scores").exists():  # each scoring opens the test cases once more
+    if not _scored(masks, run):  # each scoring opens the test cases once more
         evaluate(masks, dataset)
     record(run, masks, Path(job.record))
+
+
+def _scored(masks: Path, run: Path) -> bool:
+    """Whether there are scores, whole, and of these very masks."""
+    try:
+        require_as_scored(masks, run)
+    except UserError as error:
+        log.info("%s", error)
+        return False
+    return True
 
 
 def main(path: Path) -> int:
