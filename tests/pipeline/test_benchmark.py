@@ -258,7 +258,10 @@ def test_only_the_same_network_on_the_same_masks_tells_what_unlabelled_scans_gav
     found = compare(paths)
     assert len(found.answers) == 3
     assert found.answers[0].startswith("mean_teacher: with 8 masks, the 42 unlabelled scans")
-    assert any("run sscl --set unlabelled=false" in line for line in found.answers)
+    (sscl,) = (line for line in found.answers if line.startswith("sscl"))
+    assert "sscl train DATASET -o RUN --method sscl --set unlabelled=false. Beside vnet," in sscl
+    means = {(group.method, group.masks): group.mean for group in groups}
+    assert f"together: {means['sscl', 8] - means['vnet', 8]:+.3f} [" in sscl
     assert any(line.startswith("dtc") and "cannot be told" in line for line in found.answers)
     assert found.curve == [["masks", "8", "50"], ["vnet", found.curve[1][1], found.curve[1][2]]]
 
@@ -338,8 +341,8 @@ def test_a_run_on_other_data_or_of_another_network_is_no_baseline(tmp_path: Path
     change(vnet, **changed)
     assert gains(grouped(read_records(tmp_path))) == []
     (answer,) = compare([ours, vnet]).answers
-    need = "run vnet --set dropout=0.0 on" if "dropout" in changed.get("config", {}) else "run vnet"
-    assert need in answer
+    settings = " --set dropout=0.0." if "dropout" in changed.get("config", {}) else ""
+    assert f"sscl train DATASET -o RUN --method vnet{settings}" in answer
 
 
 def test_two_runs_that_could_be_the_baseline_are_named(tmp_path: Path) -> None:

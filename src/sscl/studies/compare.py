@@ -58,7 +58,9 @@ class Gain:
     def words(self) -> str:
         """The answer."""
         low, high, mean = self.interval.low, self.interval.high, self.interval.mean
-        verb = "raised" if low > 0 else "lowered" if high < 0 else "changed"
+        verb, by = "changed", f"{mean:+.3f}"
+        if low > 0 or high < 0:
+            verb, by = ("raised" if low > 0 else "lowered"), f"{abs(mean):.3f}"
         sure = "" if low > 0 or high < 0 else " The interval holds 0: it may be nothing."
         seeds = f"{self.interval.num_seeds} seed{'s' if self.interval.num_seeds > 1 else ''}"
         if self.ours.dice.keys() != self.baseline.dice.keys():
@@ -71,7 +73,7 @@ class Gain:
             what, against = "and nothing else, its network and schedule", "the plain V-Net"
         return (
             f"{self.ours.label}: with {self.ours.masks} masks, {what} {verb} Dice "
-            f"by {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}; {self.interval.num_cases} cases, {seeds}; "
+            f"by {by} (95 % interval {low:+.3f} to {high:+.3f}; {self.interval.num_cases} cases, {seeds}; "
             f"Wilcoxon over cases, Holm: p {_p(self.p)}), against {against} ({self.baseline.label}).{sure}{one}{more}"
         )
 
@@ -86,8 +88,8 @@ class Comparison:
     curve: list[list[str]]
     note: str = (
         "Gains: mean difference of Dice over the seeds that both have, with a 95 % bootstrap interval over cases and "
-        "seeds. p: Wilcoxon over cases; whether most cases changed alike with these trainings. It can be small where "
-        "the interval, which is of the mean and of other trainings too, holds 0."
+        "seeds. p: Wilcoxon over cases, corrected for all gains of this call; whether most cases changed alike with "
+        "these trainings. It can be small where the interval, which is of the mean and of other trainings, holds 0."
     )
 
 
@@ -267,12 +269,10 @@ def _candidates(group: Group, groups: Sequence[Group]) -> list[Group]:
     if group.method == "vnet":
         return []
     name = METHODS[group.method].baseline if group.unlabelled else "vnet"
-    wanted = (name, group.data, group.masks, 0, group.iterations, group.selection)
-    return [
-        other
-        for other in groups
-        if (other.method, other.data, other.masks, other.unlabelled, other.iterations, other.selection) == wanted
-    ]
+    if name is None:
+        return []
+    alone = replace(group, method=name, unlabelled=0)
+    return [other for other in groups if _same_task(alone, other)]
 
 
 def _unlike(group: Group, other: Group) -> list[str]:
@@ -291,20 +291,43 @@ def _p(value: float) -> str:
 
 
 def _unanswered(group: Group, groups: Sequence[Group]) -> str:
-    """What to do to get an answer."""
+    """What to do to get an answer, and what is known without."""
     name, who = METHODS[group.method].baseline, f"{group.label}, {group.masks} masks"
     if name is None:
-        return (
-            f"{who}: no method here trains its network on the masks alone, so what the "
-            "unlabelled scans gave cannot be told from what the network gave."
+        why = (
+            "no method here trains its network on the masks alone, so what the unlabelled scans gave cannot be told "
+            "from what the network gave."
         )
-    if len(several := _baselines(group, groups)) > 1:
+    elif len(several := _baselines(group, groups)) > 1:
         labels = ", ".join(other.label for other in several)
-        return f"{who}: several runs are its network on the masks alone ({labels}). Name one of them only."
-    need = "sscl --set unlabelled=false" if name == "sscl" else name
-    unlike = {setting for other in _candidates(group, groups) for setting in _unlike(group, other)}
-    need += "".join(
-        f" --set {setting}={str(group.config[setting]).lower()}" for setting in sorted(unlike - {"optimiser"})
+        why = f"several runs are its network on the masks alone ({labels}). Name one of them only."
+    else:
+        unlike = {setting for other in _candidates(group, groups) for setting in _unlike(group, other)} - {"optimiser"}
+        settings = ["unlabelled=false"] if name == group.method else []
+        settings += [f"{setting}={str(group.config[setting]).lower()}" for setting in sorted(unlike)]
+        need = " ".join(["sscl train DATASET -o RUN --method", name, *(f"--set {text}" for text in settings)])
+        alike = " and the same --validation" if group.selection else ""
+        why = f"what the unlabelled scans gave is told by a run of the same network without them: {need}{alike}."
+    return f"{who}: {why}{_beside_vnet(group, groups)}"
+
+
+def _beside_vnet(group: Group, groups: Sequence[Group]) -> str:
+    """The whole difference to the V-Net on the same data set, where there is one such V-Net."""
+    alone = replace(group, method="vnet", unlabelled=0)
+    several = [other for other in groups if _same_task(alone, other)]
+    plain = [other for other in several if len(several) == 1 or other.label.split(",")[0] == "vnet"]
+    if len(plain) != 1:
+        return ""
+    gap = paired_difference(group.dice, plain[0].dice)
+    return (
+        f" Beside {plain[0].label}, network, schedule and unlabelled scans together: {gap.mean:+.3f} "
+        f"[{gap.low:+.3f}, {gap.high:+.3f}]."
     )
-    alike = " and select its weights alike" if group.selection else ""
-    return f"{who}: run {need} on the same data set{alike}, to see what the unlabelled scans gave."
+
+
+def _same_task(group: Group, other: Group) -> bool:
+    """Equal in everything but the settings and the seeds."""
+    return all(
+        getattr(group, name) == getattr(other, name)
+        for name in ("method", "data", "masks", "unlabelled", "iterations", "selection")
+    )
