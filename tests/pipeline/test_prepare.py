@@ -354,7 +354,7 @@ def test_the_labelled_cases_are_named_in_the_order_of_the_list(
     caplog.set_level(logging.INFO, "sscl")
     monkeypatch.setattr("sscl.stages.assign.NAMED", 2)
     prepare(la_benchmark(tmp_path / "src", 5, order=[3, 1, 4, 0]), tmp_path / "out", preset="la", labelled=3)
-    assert "labelled: P03, P01, ... (3, see split.json)" in caplog.messages
+    assert "labelled: P03, P01, ... (3)" in caplog.messages
 
 
 def test_unknown_folder_names_what_is_known(tmp_path: Path) -> None:

@@ -321,7 +321,12 @@ def evaluate(
 
 @app.command
 def report(*runs: Path, out: Out = Path("report.html")) -> None:
-    """One offline HTML file: scores, curves, and per case a picture of the wrong voxels."""
+    """One offline HTML file: scores, curves, and per case a picture of the wrong voxels.
+
+    Args:
+        runs: Scored run folders; seeds of equal settings are one row. Differences are to `vnet`, else to the first run.
+        out: The HTML file.
+    """
     from sscl.stages.report import report as stage
 
     if not runs:

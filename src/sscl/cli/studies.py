@@ -104,6 +104,7 @@ def benchmark(
         outcomes = study.run(
             wanted, jobs,
             lambda end: err.print(f"{end.planned.job.name}: {escape(end.error) or 'done'}", highlight=False),
+            lambda item: err.print(f"{item.job.name}: begins; {study.log_of(item.job)}", highlight=False),
         )  # fmt: skip
     if done := results(planned):
         shown = suite_table(chosen, done)

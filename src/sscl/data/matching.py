@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 from sscl.core.errors import UserError, refuse
@@ -101,7 +102,13 @@ def group(stems: Mapping[str, Path], suffixed: bool, num_channels: int | None) -
 
 
 def refuse_orphans(masks: Mapping[str, Path], images: Iterable[str]) -> None:
-    refuse(
-        f"{masks[name]}: a mask without an image: no scan is called '{name}'. Add the image or remove the mask."
-        for name in sorted(masks.keys() - set(images))
-    )
+    names = list(images)
+    mistakes = []
+    for name in sorted(masks.keys() - set(names)):
+        near = get_close_matches(name, names, 1)
+        hint = f" If '{near[0]}' is its scan, give both one name." if near else ""
+        mistakes.append(
+            f"{masks[name]}: a mask without an image: no scan is called '{name}'. Add the image or remove the mask."
+            + hint
+        )
+    refuse(mistakes)

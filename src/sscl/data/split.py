@@ -120,6 +120,9 @@ def split_from_options(
             chosen[name] = _range(option, order, name)
     left = _without(order, chosen)
     if isinstance(labelled, int):
+        with_mask = [case for case in left if case in masked]
+        if labelled > len(with_mask):
+            raise UserError(f"--labelled {labelled}: {len(with_mask)} of the cases left have a mask. Ask for fewer.")
         chosen["labelled"] = _first(labelled, left, "labelled")
     elif "labelled" not in chosen:
         chosen["labelled"] = tuple(case for case in left if case in masked)

@@ -61,13 +61,13 @@ def announce(found: Source, split: Split) -> None:
         *(len(cases) for cases in lists.values()),
         unused,
     )
-    more = f", ... ({len(split.labelled)}, see split.json)" if len(split.labelled) > NAMED else ""
+    more = f", ... ({len(split.labelled)})" if len(split.labelled) > NAMED else ""
     logger.info("labelled: %s%s", ", ".join(split.labelled[:NAMED]), more)
     if not split.unlabelled:
         ways = (
             "imagesTs has some: --unlabelled imagesTs uses them"
             if found.images_ts
-            else "add scans (imagesTs, for instance)"
+            else "add scans, or leave some masks out: --labelled 8 uses eight"
         )
         logger.warning("no unlabelled scans: semi-supervised methods have nothing to learn from; %s.", ways)
 

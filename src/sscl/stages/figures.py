@@ -67,7 +67,9 @@ def _require_comparable(runs: Sequence[RunFolder]) -> None:
     """All were evaluated, on the same cases, and every case was predicted: silence is not a correct answer."""
     for run in runs:
         if not run.dice:
-            raise UserError(f"{run.name}: not evaluated. Run `sscl predict` and `sscl evaluate` first.")
+            raise UserError(
+                f"{run.name}: not evaluated. Run `sscl predict` and `sscl evaluate` first; a record has no masks."
+            )
         if odd := sorted(run.dice.keys() ^ runs[0].dice.keys()):
             raise UserError(
                 f"{', '.join(odd)}: not scored in both {runs[0].name} and {run.name}. Score the same cases."

@@ -159,13 +159,17 @@ def outline(suite: Suite, preset: str | None = None) -> list[tuple[Row, float]]:
 
 
 def run(
-    planned: Sequence[Planned], jobs: int, on_end: Callable[[Outcome], None] = lambda outcome: None
+    planned: Sequence[Planned],
+    jobs: int,
+    on_end: Callable[[Outcome], None] = lambda outcome: None,
+    on_start: Callable[[Planned], None] = lambda planned: None,
 ) -> list[Outcome]:
     """Run what is not done, `jobs` at a time, each in a process of its own with its share of the cores. A failed run
     is reported and stops no other; the same call again goes on where each one stopped.
 
     Args:
         on_end: gets each outcome as it comes.
+        on_start: gets each run as it begins.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: expected 1 or more.")
@@ -173,6 +177,7 @@ def run(
 
     def one(item: Planned) -> Outcome:
         job = item.job if item.job.threads else item.job.override({"threads": threads}, item.job.name)
+        on_start(item)
         outcome = Outcome(item, run_apart(job))
         on_end(outcome)
         return outcome
@@ -184,7 +189,7 @@ def run(
 def run_apart(job: Job) -> str:
     """Run a job in another process; empty, or the last line of its log."""
     described = describe(job)
-    text = described.with_name(f"{Path(job.run).name}.log")
+    text = log_of(job)
     with open_to_append(text) as output:
         code = subprocess.run(
             [sys.executable, "-m", "sscl.studies.job", str(described), str(os.getpid())],
@@ -195,6 +200,12 @@ def run_apart(job: Job) -> str:
         return ""
     lines = [line for line in text.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return f"{lines[-1] if lines else 'no message'} (exit code {code}; {text})"
+
+
+def log_of(job: Job) -> Path:
+    """RUN.log beside the run folder: what a run in another process says."""
+    run = Path(job.run).absolute()
+    return run.with_name(f"{run.name}.log")
 
 
 def describe(job: Job) -> Path:
