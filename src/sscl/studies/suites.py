@@ -97,6 +97,8 @@ SUITES: dict[str, Suite] = {
             _sscl(reconstructor=False),
             _sscl(),
             _sscl(**_NEITHER, name="Baseline + mean teacher, neither module"),
+            _sscl(teacher=False, name="SSCL, the student's own pseudo-labels"),
+            _sscl(teacher=False, **_NEITHER, name="V-Net, the student's own pseudo-labels"),
             _sscl(unlabelled=False, name="SSCL's network, labelled scans only"),
             _sscl(unlabelled=False, reconstructor=False, name="V-Net + FFC, labelled scans only"),
             _sscl(unlabelled=False, spectral=False, name="V-Net + REC, labelled scans only"),
