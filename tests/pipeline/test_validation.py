@@ -17,6 +17,7 @@ from tiny_set import LABELLED, TEST, UNLABELLED, Tiny, assert_equal_weights, mak
 
 from sscl import cli
 from sscl.core.errors import UserError
+from sscl.core.files import read_sealed, sha256, write_sealed
 from sscl.core.interrupt import Interrupted
 from sscl.core.method import Method
 from sscl.core.plan import Plan
@@ -171,12 +172,15 @@ def copied(tiny: Tiny, tmp_path: Path) -> Path:
 
 
 def spoil(dataset: Path, case: str) -> None:
-    """Another scan, and a mask that is the wrong way round."""
+    """Another scan, and a mask that is the wrong way round, as if they had been prepared so."""
     label: NDArray[np.int8] = np.asarray(CaseStore(dataset / "store").label(case)[:])
     image = np.random.default_rng(1).normal(size=(1, *label.shape)).astype(np.float32)
     store = dataset / "store"
     digests = json.loads((store / DIGESTS).read_text()) | write_case(store, case, image, (1 - label).astype(np.int8))
     write_digests(store, digests)
+    stage = read_sealed(dataset / "stage.json")
+    stage["files"][f"store/{DIGESTS}"] = sha256(store / DIGESTS)
+    write_sealed(dataset / "stage.json", stage)
 
 
 def test_validation_cases_never_reach_training(learnt: Path, copied: Path, train_tiny: Train, tmp_path: Path) -> None:
