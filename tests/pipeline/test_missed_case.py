@@ -16,13 +16,10 @@ import pytest
 from sscl.engine.run import Recipe, read_recipe
 from sscl.metrics import table
 from sscl.report import statistics, tables
-from sscl.report.layout import Table
 from sscl.stages.record import Result
-from sscl.studies import tables as studies_tables
-from sscl.studies.benchmark import Planned
 from sscl.studies.compare import gains, grouped
-from sscl.studies.job import Job
 from sscl.studies.suites import Row, Suite
+from sscl.studies.tables import suite_table
 
 TABLES = range(1_000 if "SSCL_SOAK" in os.environ else 25)
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "runs"
@@ -128,13 +125,7 @@ def _compared(results: Mapping[tuple[str, int], Result]) -> dict[str, Figure]:
 def _in_the_papers_table(results: Mapping[tuple[str, int], Result]) -> dict[str, Figure]:
     rows = {method: Row(method=method, masks=8) for method in RECIPES}
     suite = Suite(title="", preset=None, rows=tuple(rows.values()), table="table1")
-    done = [
-        Planned(rows[method], Job(name="", dataset="", run="", record=f"{method}/{seed}", method=method), True, 0)
-        for method, seed in results
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies_tables, "read_result", lambda path: results[path.parent.name, int(path.name)])
-        shown: Table = studies_tables.suite_table(suite, done)
+    shown = suite_table(suite, [(rows[method], result) for (method, _), result in results.items()])
     (cells,) = [
         dict(zip(shown.head, (cell.text for cell in row), strict=True)) for row in shown.cells() if row[0].text == OURS
     ]

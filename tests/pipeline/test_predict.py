@@ -559,6 +559,13 @@ def test_damaged_or_foreign_models_are_refused(exported: Path, train_tiny: Train
     check("neither a run nor a model", tmp_path)
 
 
+def forget_recipe(run: Path) -> None:
+    """As the first versions wrote checkpoints: without the digest of their recipe."""
+    state = checkpoint.newest(run / "checkpoints", torch.device("cpu"))
+    assert state is not None
+    checkpoint.save(run / "checkpoints", {key: value for key, value in state.items() if key != "recipe"})
+
+
 def test_a_checkpoint_of_another_network_or_label_set_is_refused(
     trained: Path, exported: Path, train_tiny: Train, tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -577,11 +584,14 @@ def test_a_checkpoint_of_another_network_or_label_set_is_refused(
     ):
         run = shutil.copytree(checkpoints, tmp_path / str(number))
         write_recipe(run, written)
+        refused("belongs to another run, or recipe.yaml was changed", run, [tiny.scan("t1")], tmp_path / "out")
+        forget_recipe(run)
         refused(words + first, run, [tiny.scan("t1")], tmp_path / "out")
         with pytest.raises(UserError, match=words + first):
             export(run, tmp_path / "model")
     run = shutil.copytree(other, tmp_path / "resumed")
     write_recipe(run, recipe)
+    forget_recipe(run)
     before = {path: path.read_bytes() for path in run.rglob("*.pt")}
     with pytest.raises(UserError, match=words):
         train_tiny(run)

@@ -38,7 +38,7 @@ from sscl.stages.train import train
 from sscl.studies import benchmark
 from sscl.studies.job import execute
 from sscl.studies.suites import find_suite
-from sscl.studies.tables import write_tables
+from sscl.studies.tables import results, write_tables
 from sscl.volumes.files import read_image, write_label
 from sscl.volumes.volume import Volume
 
@@ -453,7 +453,7 @@ def test_tables_2_and_3_from_the_published_folders(
         assert len(dataset.split.labelled) == masks[item.row.masks]
         assert len(dataset.split.labelled) + len(dataset.split.unlabelled) == cases[0]
         assert len({row["case"] for row in read_result(Path(item.job.record)).rows}) == cases[1]
-    write_tables(suite, planned, out)
+    write_tables(suite, results(planned), out)
     with (out / f"{name}.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= len(published(name))

@@ -382,7 +382,10 @@ def test_equal_differences_leave_no_doubt():
 
 @pytest.mark.parametrize(
     ("ours", "baseline"),
-    [({0: {"a": 0.0, "b": 1.0}}, {0: {"a": 0.0, "b": 0.0}}), ({0: {"a": 0.0}, 1: {"a": 1.0}}, {0: {"a": 0.0}})],
+    [
+        ({0: {"a": 0.0, "b": 1.0}}, {0: {"a": 0.0, "b": 0.0}}),
+        ({0: {"a": 0.0}, 1: {"a": 1.0}}, {0: {"a": 0.0}, 1: {"a": 0.0}}),
+    ],
 )
 def test_two_values_by_hand(ours, baseline):
     """Drawn once from 0 and 1: either, with the same chance."""
