@@ -81,7 +81,7 @@ def _share(loaded: Loaded) -> None:
     try:
         for tensor in (batch.labelled, batch.label, batch.unlabelled, *batch.targets.values()):
             if tensor.numel():
-                tensor.share_memory_()
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         said = " ".join(str(error).split())
         raise UserError(

@@ -92,7 +92,7 @@ def prepare(
             write_json(folder / "plan.json", plan.model_dump(mode="json"))
             write_json(folder / "split.json", split.lists())
             write_json(folder / "dataset.json", _facts(found, names, folder))
-            facts = {"warnings": list(warnings), "plan_sha256": sha256(folder / "plan.json")}
+            facts: dict[str, Any] = {"warnings": list(warnings), "plan_sha256": sha256(folder / "plan.json")}
             write_stage(folder, "prepare", config=config, inputs=inputs, began=began, **facts)
     return PrepareResult(out, plan, split, tuple(warnings), skipped=False)
 
