@@ -302,7 +302,8 @@ from sscl.stages.train import train
 def held():
     gc.collect()
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return resident, sys.getallocatedblocks(), len(os.listdir("/proc/self/fd")), len(os.listdir("/dev/shm"))
+    shared = Path("/proc/self/maps").read_text().count("/dev/shm/")
+    return resident, sys.getallocatedblocks(), len(os.listdir("/proc/self/fd")), shared
 
 dataset, out, iterations = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 seen = []
