@@ -269,12 +269,13 @@ def test_killed_during_the_first_case_the_folder_is_still_its_own(
 
 
 def test_dying_at_any_write_counts_no_half_file_as_done(tmp_path: Path) -> None:
-    """A fork for each system call that makes a change; a threshold in the network's place."""
+    """A fork for each system call that makes a change and for the middle of each write; a threshold for the network."""
     for seed, case in enumerate(("a", "b")):
         save_nifti(tmp_path / f"scans/{case}.nii.gz", ball((8, 7, 6), seed)[0])
     script = """
 import os, sys, torch
 from pathlib import Path
+from sscl.core import files
 from sscl.core.plan import Plan
 from sscl.stages import predict as stage
 from sscl.stages.model import Model
@@ -285,6 +286,16 @@ def dying(function, countdown):
         if countdown[0] < 0:
             os._exit(9)
         return function(*arguments, **options)
+    return call
+
+def torn(write, countdown):
+    def call(sink, data):
+        countdown[0] -= 1
+        if countdown[0] < 0:
+            write(sink, bytes(data)[: len(data) // 2])
+            sink.flush()
+            os._exit(9)
+        return write(sink, data)
     return call
 
 def contents(folder):
@@ -308,6 +319,7 @@ while True:
         countdown = [k]
         for name in ("fsync", "replace", "rename", "unlink", "open", "chmod", "mkdir"):
             setattr(os, name, dying(getattr(os, name), countdown))
+        files._Sink.write = torn(files._Sink.write, countdown)
         predict(out)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
