@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sscl.core.errors import UserError
+
+
+class Shape(BaseModel):
+    """What a JSON object must be for us to read it, see `read_object`; keys that are not named may be there too."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class _Sink:
@@ -80,7 +87,7 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}: is not valid JSON: {error.msg}, line {error.lineno}, column {error.colno}. Mend that line, "
@@ -91,17 +98,30 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Plain values of a YAML file; a tag that would make anything else is refused.
+    """Plain values of a YAML file; a tag that would make anything else is refused, and so are aliases.
 
     Raises:
         UserError: it cannot be read or is not such a file.
     """
     text = read_text(path)
     try:
-        return yaml.safe_load(text)
+        return _Plain(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{path}: damaged, or not plain YAML ({said}). Mend it.") from None
+
+
+class _Plain(yaml.SafeLoader):
+    """Without aliases: ten lines of them unfold to gigabytes, and one can hold itself."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name); write its values out")
+        return super().compose_node(parent, index)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def read_text(path: Path) -> str:
@@ -118,16 +138,23 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: is not UTF-8 text. Save it as UTF-8.") from None
 
 
-def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """A JSON file that holds an object with at least these keys.
+def read_object(path: Path, *keys: str, shape: type[Shape] = Shape) -> dict[str, Any]:
+    """A JSON file that holds an object of this shape, and with these keys.
 
     Raises:
         UserError: as `read_json`; or it holds something else.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or (missing := [key for key in keys if key not in content]):
+    needed = (*(name for name, field in shape.model_fields.items() if field.is_required()), *keys)
+    if not isinstance(content, dict) or (missing := [key for key in needed if key not in content]):
         lacks = f" with '{missing[0]}'" if isinstance(content, dict) else ""
         raise UserError(f"{path}: is not a JSON object{lacks}. Make the file again.")
+    try:
+        shape.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: damaged at '{where}': {first['msg']}. Make the file again.") from None
     return content
 
 

@@ -111,7 +111,7 @@ def check(source: Path, out: Path | None = None, **options: Any) -> CheckResult:
     result = CheckResult(source, tuple(ordered), {name: len(names) for name, names in lists.items()}, unchanged)
     if out:
         remembered = {keys[case]: _seen_to_json(seen) for case, seen in cases.items() if keys[case]}
-        write_json(out, {**result.to_json(), "known": remembered})
+        write_json(out, {**result.to_json(), "known": remembered, "known_sha256": _sha256(remembered)})
     return result
 
 
@@ -236,7 +236,7 @@ def _key(at: Opened, case: str, with_mask: bool) -> str:
     except (UserError, OSError):
         return ""
     whole = [sscl.__version__, commit(), content, settings, sorted(found.label_map.items())]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+    return _sha256(whole)
 
 
 def _known(out: Path) -> dict[str, Seen]:
@@ -246,10 +246,16 @@ def _known(out: Path) -> dict[str, Seen]:
     content = read_json(out)
     if not isinstance(content, dict) or "known" not in content:
         raise UserError(f"{out}: is not the result of `sscl check`, and would be overwritten. Choose another file.")
+    if content.get("known_sha256") != _sha256(content["known"]):
+        return {}
     try:
         return {key: _seen_from_json(value) for key, value in content["known"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _seen_to_json(seen: Seen) -> dict[str, Any]:

@@ -5,19 +5,43 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from sscl.core.errors import UserError
-from sscl.core.files import read_object
+from sscl.core.files import Shape, read_object
 from sscl.core.plan import Plan, Spacing
 from sscl.data.split import Split
-from sscl.stages.folder import STAGE
+from sscl.stages.folder import STAGE, Stage
 from sscl.volumes.files import read_label
 from sscl.volumes.geometry import on_grid_of
 from sscl.volumes.volume import Volume
 
 STORE, PLAN, SPLIT, DATASET = "store", "plan.json", "split.json", "dataset.json"
-_KEYS = {DATASET: ("source", "channels", "labels", "cases"), STAGE: ("config", "inputs")}
+
+
+class _Case(Shape):
+    image: list[str] = Field(min_length=1)
+    label: str | None
+
+
+class Facts(Shape):
+    """What is read of `dataset.json`."""
+
+    source: str
+    channels: list[str]
+    labels: list[str]
+    cases: dict[str, _Case]
+    ignore_label: int | None = None
+    label_map: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[int, Field(ge=0, le=127)]] = Field(
+        default_factory=dict
+    )
+    mask_axes: str | None = Field(None, pattern="^[LRPAIS]{3}$")
+
+
+_SHAPES: dict[str, type[Shape]] = {DATASET: Facts, STAGE: Stage}
+_KEYS = {STAGE: ("config", "inputs")}
 
 
 @dataclass(frozen=True)
@@ -75,9 +99,12 @@ def open_dataset(folder: Path) -> Dataset:
             f"{folder} is not a prepared data set: {missing[0]} is missing. Run `sscl prepare {folder} -o DATASET` "
             "first, then give DATASET."
         )
-    values = {name: read_object(folder / name, *_KEYS.get(name, ())) for name in names}
+    values = {name: read_object(folder / name, *_KEYS.get(name, ()), shape=_SHAPES.get(name, Shape)) for name in names}
     plan = Plan.read(values[PLAN], str(folder / PLAN))
     split = Split.read(values[SPLIT], str(folder / SPLIT))
+    listed = [case for cases in split.lists().values() for case in cases]
+    if stray := [case for case in listed if case not in values[DATASET]["cases"]]:
+        raise UserError(f"{folder / SPLIT}: case '{stray[0]}' is not in {DATASET}. Prepare the data set again.")
     cropped = [] if Path(values[DATASET]["source"]).is_absolute() else ["cropped"]
     identity = json.dumps([values[PLAN], values[SPLIT], values[STAGE]["inputs"], *cropped], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()

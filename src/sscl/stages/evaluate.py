@@ -16,10 +16,11 @@ import numpy as np
 
 from sscl.core.errors import UserError, unknown
 from sscl.core.files import read_object, write_text
-from sscl.core.plan import Plan, Spacing
+from sscl.core.plan import Spacing
+from sscl.data.layouts import declared_labels
 from sscl.metrics import table
-from sscl.stages.dataset import is_dataset, read_own_mask
-from sscl.stages.folder import STAGE, digest, write_stage
+from sscl.stages.dataset import is_dataset, open_dataset, read_own_mask
+from sscl.stages.folder import STAGE, digest, read_stage, write_stage
 from sscl.volumes.files import case_stem, read_image, read_label
 from sscl.volumes.geometry import same_grid, to_ras
 from sscl.volumes.volume import Volume
@@ -134,8 +135,7 @@ def _score(
 
 def _refuse_foreign(out: Path) -> None:
     """Another stage's folder keeps its stage.json."""
-    stage = out / STAGE
-    if stage.is_file() and read_object(stage).get("stage") != "evaluate":
+    if _stage_of(out).get("stage", "evaluate") != "evaluate":
         raise UserError(f"{out}: the folder of another stage; its stage.json would be lost. Choose another folder.")
 
 
@@ -147,13 +147,13 @@ def _read_reference(reference: Path, split: str) -> _Reference:
         raise UserError(f"{reference}: no mask files here. Expected a folder of masks or a prepared data set.")
     described = reference.parent / "dataset.json"  # labelsTr, labelsTs of nnU-Net and the Decathlon
     if reference.name.startswith("labels") and described.is_file():
-        return _Reference(masks, *_declared(read_object(described), described))
+        return _Reference(masks, *_declared(described))
     return _Reference(masks, None)
 
 
 def _from_dataset(dataset: Path, split: str) -> _Reference:
-    facts = read_object(dataset / "dataset.json", "source", "labels", "cases")
-    lists = read_object(dataset / "split.json")
+    data = open_dataset(dataset)
+    facts, lists = data.facts, data.split.lists()
     if split not in lists:
         raise unknown(f"{dataset / 'split.json'}: list", split, lists)
     source = dataset / facts["source"]  # which is absolute, unless `prepare` cropped the scans
@@ -165,39 +165,30 @@ def _from_dataset(dataset: Path, split: str) -> _Reference:
         masks[case] = source / label
     if not masks:
         raise UserError(f"{dataset / 'split.json'}: the list '{split}' is empty: nothing to score.")
-    plan = dataset / "plan.json"
     return _Reference(
         masks,
-        *_declared(facts, dataset / "dataset.json"),
+        dict(enumerate(facts["labels"])),
+        facts.get("ignore_label"),
         others=frozenset(facts["cases"].keys() - masks.keys()),
-        spacing_if_missing_mm=Plan.read(read_object(plan), str(plan)).spacing_if_missing_mm,
+        spacing_if_missing_mm=data.plan.spacing_if_missing_mm,
         label_map=facts.get("label_map", {}),
         mask_axes=facts.get("mask_axes"),
-        scans={case: [source / path for path in facts["cases"][case]["image"]] for case in masks},
+        scans={case: data.image_paths(case) for case in masks},
     )
 
 
-def _declared(facts: Mapping[str, Any], where: Path) -> tuple[dict[int, str] | None, int | None]:
-    """Label names by value and the ignore label, from our dataset.json, nnU-Net's, or the Decathlon's."""
-    labels = facts.get("labels")
-    if not labels:
+def _declared(path: Path) -> tuple[dict[int, str] | None, int | None]:
+    """Label names by value and the ignore label of nnU-Net's dataset.json or the Decathlon's."""
+    facts = read_object(path)
+    if "labels" not in facts:
         return None, None
-    if isinstance(labels, list):
-        return dict(enumerate(labels)), facts.get("ignore_label")
-    if all(key.isdigit() for key in labels):
-        return {int(value): name for value, name in labels.items()}, None
-    named = dict(labels)
-    ignore = named.pop("ignore", None)
-    for name, value in named.items():
-        if not isinstance(value, int):
-            raise UserError(f"{where}: label '{name}' = {value}: regions are not supported, only one value per label.")
-    return {value: name for name, value in named.items()}, ignore
+    labels, ignore = declared_labels(facts, path)
+    return dict(enumerate(labels)), ignore
 
 
-def _stage_of(prediction: Path) -> dict[str, Any]:
-    """What `predict` noted beside its masks; empty for those of another program."""
-    stage = prediction / STAGE
-    return read_object(stage) if stage.is_file() else {}
+def _stage_of(folder: Path) -> dict[str, Any]:
+    """What `predict` noted beside its masks, or `evaluate`; empty for those of another program."""
+    return read_stage(folder) if (folder / STAGE).is_file() else {}
 
 
 def _labels_in(due: _Reference, spacing_mm: Spacing | None) -> dict[int, str]:

@@ -12,17 +12,37 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
+from pydantic import Field
 
 import sscl
 from sscl.core.errors import UserError
-from sscl.core.files import sha256, write_json
+from sscl.core.files import Shape, read_object, sha256, write_json
 
 logger = logging.getLogger("sscl")
 
 STAGE = "stage.json"
+
+
+class Stage(Shape):
+    """What is read of `stage.json`; every stage writes some of it."""
+
+    stage: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, str | list[str]] = Field(default_factory=dict)
+    seconds: float = 0
+    warnings: list[str] = Field(default_factory=list)
+    labels: list[str] = Field(default_factory=list)
+    cases: dict[str, str] = Field(default_factory=dict)
+    select: Literal["last", "best"] | None = None
+    peak_memory_bytes: int | None = None
+
+
+def read_stage(folder: Path, *keys: str) -> dict[str, Any]:
+    """Raises UserError: there is none in the folder, or none with these keys."""
+    return read_object(folder / STAGE, *keys, shape=Stage)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sscl.core.errors import UserError, unknown
-from sscl.core.files import read_object, sha256, write_atomic
+from sscl.core.files import sha256, write_atomic
 from sscl.core.plan import Plan
 from sscl.data.check import check_image
 from sscl.data.layouts import scans_in
@@ -22,7 +22,7 @@ from sscl.engine.window import Size, sliding_window
 from sscl.ops.pseudo import largest_components
 from sscl.stages.dataset import is_dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads
-from sscl.stages.folder import STAGE, digest, write_stage
+from sscl.stages.folder import STAGE, digest, read_stage, write_stage
 from sscl.stages.model import Model, Select, load_model
 from sscl.volumes.files import read_image, write_label
 from sscl.volumes.geometry import from_ras, to_ras
@@ -223,12 +223,11 @@ def _config(model: Model, options: _Options) -> dict[str, Any]:
 
 def _done(out: Path, config: Mapping[str, Any], labels: Sequence[str]) -> dict[str, _Done]:
     """Cases that this model has predicted into this folder."""
-    path = out / STAGE
-    if not path.exists():
+    if not (out / STAGE).exists():
         if any(file.name.endswith(".nii.gz") and not file.name.startswith(".") for file in out.iterdir()):
             raise UserError(f"{out} holds masks that `sscl predict` did not write. Give another -o.")
         return {}
-    stage = read_object(path)
+    stage = read_stage(out)
     before = {"select": "last", **stage.get("config", {})}  # the first versions had no other
     if before != dict(config) or stage.get("labels") != list(labels):
         raise UserError(f"{out} holds predictions of another model or other settings. Give another -o, or empty it.")

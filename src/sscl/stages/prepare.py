@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError, refuse
-from sscl.core.files import read_object, write_json
+from sscl.core.files import write_json
 from sscl.core.memory import main_memory_bytes
 from sscl.core.plan import Plan
 from sscl.data.check import Finding
@@ -23,7 +23,7 @@ from sscl.stages.assign import announce, digests, relative
 from sscl.stages.cases import crop_cases, image_of, label_of
 from sscl.stages.check import judge, look, masks_folder, to_look_at
 from sscl.stages.dataset import open_dataset
-from sscl.stages.folder import STAGE, built, collected_warnings, write_stage
+from sscl.stages.folder import STAGE, built, collected_warnings, read_stage, write_stage
 from sscl.stages.request import Opened, Request, assigned, check_assigned, inputs_read, opened
 
 logger = logging.getLogger("sscl")
@@ -209,12 +209,12 @@ def _refuse_nested(source: Path, out: Path) -> None:
 
 def _already(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> PrepareResult:
     """The result that is there, if it was made from the same inputs with the same settings."""
-    stage = read_object(out / STAGE) if (out / STAGE).is_file() else {}
+    stage = read_stage(out) if (out / STAGE).is_file() else {}
     if stage.get("stage") != "prepare":
         raise UserError(f"{out}: is not empty and not a prepared data set. Choose another folder.")
     now = json.loads(json.dumps(config))
-    other = [key for key in now if stage["config"].get(key) != now[key]]
-    if other or stage["inputs"] != inputs:
+    other = [key for key in now if stage.get("config", {}).get(key) != now[key]]
+    if other or stage.get("inputs") != inputs:
         why = f"other settings ({', '.join(other)})" if other else "other files"
         raise UserError(f"{out}: was prepared from {why}. Choose another folder, or delete this one.")
     data = open_dataset(out)
@@ -222,7 +222,7 @@ def _already(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) ->
         if not (out / "store" / f"{case}.image.b2nd").is_file():
             raise UserError(f"{out / 'store'}: the file of case '{case}' is gone. Delete {out} and prepare it again.")
     logger.info("%s: already prepared", out)
-    return PrepareResult(out, data.plan, data.split, tuple(stage["warnings"]), skipped=True)
+    return PrepareResult(out, data.plan, data.split, tuple(stage.get("warnings", ())), skipped=True)
 
 
 def _by(values: Sequence[float]) -> str:

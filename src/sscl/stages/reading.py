@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
-from sscl.core.files import read_object
+from sscl.core.files import read_object, read_text
 from sscl.engine.run import FREE, METRICS, Recipe, read_recipe
 from sscl.report import tables
-from sscl.stages.dataset import read_own_mask
-from sscl.stages.folder import STAGE
+from sscl.stages.dataset import DATASET, Facts, read_own_mask
+from sscl.stages.folder import STAGE, read_stage
 from sscl.volumes.files import case_stem, read_image, read_label
 from sscl.volumes.geometry import same_grid, to_ras
 from sscl.volumes.volume import Volume
@@ -63,8 +63,7 @@ def short_names(runs: Sequence[Path]) -> dict[Path, str]:
 
 def selected(scores: Path) -> str:
     """Which of a run's weights were scored: `best` where `evaluate` noted it in its folder, else `last`."""
-    stage = scores / STAGE
-    return (read_object(stage).get("select") if stage.is_file() else None) or "last"
+    return (read_stage(scores).get("select") if (scores / STAGE).is_file() else None) or "last"
 
 
 def read_run(path: Path, name: str) -> RunFolder:
@@ -75,16 +74,16 @@ def read_run(path: Path, name: str) -> RunFolder:
     """
     scores = path / "predictions" / "scores"
     files = {file: scores / file for file in ("scores.csv", "summary.csv", "definitions.txt", "stage.json")}
-    text = {file: place.read_text(encoding="utf-8") if place.is_file() else "" for file, place in files.items()}
+    text = {file: read_text(place) if place.is_file() else "" for file, place in files.items()}
     evaluated = bool(text["scores.csv"] and text["summary.csv"])
     rows = tables.read_scores(text["scores.csv"], str(files["scores.csv"])) if evaluated else []
-    inputs = read_object(files["stage.json"], "inputs")["inputs"] if text["stage.json"] else {}
+    inputs = read_stage(scores, "inputs")["inputs"] if text["stage.json"] else {}
     metrics = path / METRICS
     return RunFolder(
         path=path,
         name=name,
         recipe=read_recipe(path),
-        records=tables.read_metrics(metrics.read_text(encoding="utf-8"), str(metrics)) if metrics.is_file() else [],
+        records=tables.read_metrics(read_text(metrics), str(metrics)) if metrics.is_file() else [],
         summary=tables.read_summary(text["summary.csv"], str(files["summary.csv"])) if evaluated else [],
         dice=tables.dice_by_case(rows),
         definitions=text["definitions.txt"].rstrip(),
@@ -168,7 +167,7 @@ def read_prediction(case: str, run: RunFolder, like: Volume) -> Any:
 
 def _facts(case: str, run: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the run's data set says of itself, and of the case."""
-    facts = read_object(Path(run.recipe.dataset) / "dataset.json", "source", "channels", "cases", "ignore_label")
+    facts = read_object(Path(run.recipe.dataset) / DATASET, "ignore_label", shape=Facts)
     if case not in facts["cases"]:
         raise UserError(f"the case is not in {run.recipe.dataset}: its scan is unknown.")
     return facts, facts["cases"][case]

@@ -7,24 +7,34 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 
 from sscl.core.errors import UserError
-from sscl.core.files import read_json, read_object, sha256, write_json, write_text
+from sscl.core.files import Shape, read_json, read_object, read_text, sha256, write_json, write_text
 from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe
 from sscl.engine.train import ENGINE_VERSION
 from sscl.methods import METHODS, method_class
 from sscl.report.tables import Row, read_metrics, read_scores
-from sscl.stages.folder import STAGE
+from sscl.stages.folder import STAGE, read_stage
 from sscl.stages.reading import selected
 from sscl.stages.train import CHECKPOINTS
 
 ROWS = 60
 """Lines of the thinned log; each is the mean over as many iterations as that takes."""
 SCORES, SUMMARY, RECORD = "scores.csv", "summary.csv", "record.json"
+
+
+class _Versions(Shape):
+    engine: int
+    method: int
+
+
+class _Record(Shape):
+    select: Literal["last", "best"] | None = None
+    versions: _Versions | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,8 @@ def read_result(folder: Path) -> Result:
     found = [path for path in places if path.is_file()]
     if not found:
         raise UserError(f"{folder} has no scores. `sscl predict {folder}`, then `sscl evaluate {folder}/predictions`.")
-    rows = read_scores(found[0].read_text(encoding="utf-8"), str(found[0]))
-    facts = read_object(folder / RECORD) if (folder / RECORD).is_file() else {}
+    rows = read_scores(read_text(found[0]), str(found[0]))
+    facts = read_object(folder / RECORD, shape=_Record) if (folder / RECORD).is_file() else {}
     return Result(folder.name, recipe, rows, facts, facts.get("select") or selected(found[0].parent))
 
 
@@ -102,15 +112,15 @@ def record(run: Path, predictions: Path, out: Path) -> Path:
     scores = predictions / "scores"
     if not (scores / SCORES).exists():
         raise UserError(f"{predictions} has no scores. `sscl evaluate {predictions} DATASET` writes them.")
-    recipe, stage = read_recipe(run), read_object(run / STAGE, "seconds", "commit", "versions")
+    recipe, stage = read_recipe(run), read_stage(run, "seconds", "commit", "versions")
     values = recipe.model_dump(mode="json")
     values["dataset"] = Path(recipe.dataset).name  # a path says nothing elsewhere; the digest does
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / RECIPE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    text = (run / METRICS).read_text(encoding="utf-8")
+    text = read_text(run / METRICS)
     write_text(out / "metrics.csv", _thinned(read_metrics(text, str(run / METRICS))))
     for name in (SCORES, SUMMARY):
-        write_text(out / name, (scores / name).read_text(encoding="utf-8"))
+        write_text(out / name, read_text(scores / name))
     last = sorted((run / CHECKPOINTS).glob("*.json"))[-1]
     write_json(
         out / RECORD,
@@ -124,7 +134,7 @@ def record(run: Path, predictions: Path, out: Path) -> Path:
             "minutes": round(stage["seconds"] / 60, 1),
             "iterations_per_second": round(recipe.iterations / stage["seconds"], 3),
             "peak_memory_mib": round(stage["peak_memory_bytes"] / 2**20),
-            "predict_seconds": read_object(predictions / STAGE, "seconds")["seconds"],
+            "predict_seconds": read_stage(predictions, "seconds")["seconds"],
         },
     )
     return out

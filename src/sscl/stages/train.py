@@ -108,8 +108,9 @@ def train(
         recipe = _settled(recipe, out)
         trainer, validated = _trainer(recipe, place), _validation(data, recipe, place)
         if (state := checkpoint.newest(out / CHECKPOINTS, place)) is not None:
-            trainer.restore(state)
-            validated.restore(state)
+            with checkpoint.fitting(out / CHECKPOINTS):
+                trainer.restore(state)
+                validated.restore(state)
             log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
         if trainer.iteration == recipe.iterations and (out / STAGE).exists():
             log.info("%s is finished: %d iterations", out, recipe.iterations)
