@@ -327,7 +327,8 @@ def _dataset(tmp_path, plan_spacing=None, ending=".nii.gz"):
         **{"channels": ("mr",), "labels": ("background", "atrium"), "spacing_mm": (1.0, 1.0, 3.0)},
         **{"patch": (16, 16, 16), "stride": (8, 8, 8), "spacing_if_missing_mm": plan_spacing},
     )
-    for name, value in {"dataset": facts, "split": split, "plan": plan.model_dump()}.items():
+    stage = {"config": {}, "inputs": {}}
+    for name, value in {"dataset": facts, "split": split, "plan": plan.model_dump(), "stage": stage}.items():
         (dataset / f"{name}.json").write_text(json.dumps(value))
     if ending == ".nii.gz":
         for case in ("a", "b", "c"):

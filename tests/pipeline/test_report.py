@@ -283,6 +283,7 @@ def test_reference_is_read_by_the_label_map_as_evaluate_does(dataset, tmp_path):
     (dataset / "plan.json").write_text(plan.model_dump_json())
     lists = {"labelled": [], "unlabelled": [], "development": [], "test": ["plain"]}
     (dataset / "split.json").write_text(json.dumps(lists))
+    (dataset / "stage.json").write_text('{"config": {}, "inputs": {}}')
     (run / "predictions").mkdir()
     write_label(run / "predictions/plain.nii.gz", cube(1), like)
     evaluate(run / "predictions", dataset)

@@ -26,6 +26,8 @@ class Config(BaseModel):
         Raises:
             UserError: an unknown key (names the nearest known one) or a value of the wrong type or range.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where}: expected settings by name, found {values!r:.60}.")
         _refuse_unknown(cls, values, where)
         whole = _tuples(_completed(cls, values))
         try:

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sscl.core.errors import UserError
 
 SEAL = "own_sha256"
 """The field of a sealed JSON file that holds the digest of all its others."""
+
+
+class Shape(BaseModel):
+    """What a JSON object must be for us to read it, see `read_object`; keys that are not named may be there too."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class _Sink:
@@ -109,13 +116,13 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     write_json(path, {**value, SEAL: _digest(value)})
 
 
-def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
+def read_sealed(path: Path, *keys: str, shape: type[Shape] = Shape) -> dict[str, Any]:
     """As `read_object`, without the digest. A file of an earlier version has none and is taken as it is.
 
     Raises:
         UserError: as `read_object`; or the content is not the one that was written.
     """
-    content = read_object(path, *keys)
+    content = read_object(path, *keys, shape=shape)
     if not unsealed(content):
         raise UserError(
             f"{path}: is not as it was written: its digest is another, so it is damaged or was changed by hand. "
@@ -144,7 +151,7 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}: is not valid JSON: {error.msg}, line {error.lineno}, column {error.colno}. Mend that line, "
@@ -155,17 +162,30 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Plain values of a YAML file; a tag that would make anything else is refused.
+    """Plain values of a YAML file; a tag that would make anything else is refused, and so are aliases.
 
     Raises:
         UserError: it cannot be read or is not such a file.
     """
     text = read_text(path)
     try:
-        return yaml.safe_load(text)
+        return _Plain(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{path}: damaged, or not plain YAML ({said}). Mend it.") from None
+
+
+class _Plain(yaml.SafeLoader):
+    """Without aliases: ten lines of them unfold to gigabytes, and one can hold itself."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name); write its values out")
+        return super().compose_node(parent, index)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def read_text(path: Path) -> str:
@@ -182,16 +202,23 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: is not UTF-8 text. Save it as UTF-8.") from None
 
 
-def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """A JSON file that holds an object with at least these keys.
+def read_object(path: Path, *keys: str, shape: type[Shape] = Shape) -> dict[str, Any]:
+    """A JSON file that holds an object of this shape, and with these keys.
 
     Raises:
         UserError: as `read_json`; or it holds something else.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or (missing := [key for key in keys if key not in content]):
+    needed = (*(name for name, field in shape.model_fields.items() if field.is_required()), *keys)
+    if not isinstance(content, dict) or (missing := [key for key in needed if key not in content]):
         lacks = f" with '{missing[0]}'" if isinstance(content, dict) else ""
         raise UserError(f"{path}: is not a JSON object{lacks}. Make the file again.")
+    try:
+        shape.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: damaged at '{where}': {first['msg']}. Make the file again.") from None
     return content
 
 

@@ -99,7 +99,7 @@ def _nnunet(source: Path) -> Source:
     if not isinstance(declared, dict):
         raise UserError(f"{path}: expected an object with channel_names and labels.")
     channels = _channels(declared, path)
-    labels, ignore = _labels(declared, path)
+    labels, ignore = declared_labels(declared, path)
     if not (source / "imagesTr").is_dir():
         raise UserError(f"{source / 'imagesTr'}: is missing, but {path.name} promises it. Put the scans there.")
     masks = volumes_in(source / "labelsTr")
@@ -146,8 +146,12 @@ def _channels(declared: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(str(names[str(index)]) for index in range(len(names)))
 
 
-def _labels(declared: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], int | None]:
-    """Class names by value, and the value of `ignore`; names and values may stand in either order."""
+def declared_labels(declared: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], int | None]:
+    """Class names by value, and the value of `ignore`, of a dataset.json; names and values may stand in either order.
+
+    Raises:
+        UserError: no labels, or values with a gap.
+    """
     entries = declared.get("labels")
     if not isinstance(entries, dict) or not entries:
         raise UserError(f'{path}: labels is missing. Add, for instance, "labels": {{"background": 0, "organ": 1}}.')

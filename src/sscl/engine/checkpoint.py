@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +103,35 @@ def _loaded(path: Path, device: torch.device) -> dict[str, Any]:
         UserError: the file holds something else, or is no checkpoint.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever torch meets in bytes that it did not write
         said = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: not a checkpoint of tensors and numbers, so it is unsafe and was not loaded ({said}). Get the "
             "run from its source again, or train anew."
         ) from None
+    if not isinstance(state, dict) or type(state.get("iteration")) is not int:
+        raise UserError(f"{path}: not a checkpoint of a run. Get the run from its source again, or train anew.")
     return state
+
+
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Meanwhile the newest state is taken over by the networks and optimisers that the run's recipe makes.
+
+    Raises:
+        UserError: it is not theirs.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever torch meets in a state that it did not write
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: the newest checkpoint does not fit the recipe beside it ({type(error).__name__}: {said}). "
+            "Get both from one run again, or train anew."
+        ) from None
 
 
 def _promised(path: Path) -> object:

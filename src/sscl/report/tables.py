@@ -6,12 +6,14 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from sscl.core.errors import UserError
-from sscl.metrics.table import is_distance, is_formula
+from sscl.metrics.table import OVERLAPS, Status, is_distance, is_formula
 
 Row = Mapping[str, str]
+_TEXTS = ("case", "class", "status", "shape_voxel", "spacing_mm", "measure")
+"""Columns of scores.csv and summary.csv that hold no numbers."""
 
 SHOWN = {
     "dice": "Dice",
@@ -28,17 +30,32 @@ def read_rows(text: str, where: str, needed: Sequence[str]) -> list[Row]:
     """The rows of a CSV text with a head.
 
     Raises:
-        UserError: a column of `needed` is not there.
+        UserError: a column of `needed` is not there, a row has not one cell for each, or one that should be a number
+            from 0 (empty: none) is none.
     """
-    reader = csv.DictReader(io.StringIO(text))
+    try:
+        reader = csv.DictReader(io.StringIO(text), strict=True)
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{where}: damaged: {error}. Run `sscl evaluate` again.") from None
     if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
         raise UserError(f"{where}: no column {', '.join(missing)}. Run `sscl evaluate` again.")
-    return [{key: _plain(value or "") for key, value in row.items() if key is not None} for row in reader]
+    for number, row in enumerate(rows, start=1):
+        wrong = None in row or None in row.values()
+        if wrong or not all(key in _TEXTS or _is_score(key, value) for key, value in row.items()):
+            raise UserError(f"{where}, row {number}: not what its columns say. Run `sscl evaluate` again.")
+    return [{key: _plain(value) for key, value in row.items()} for row in rows]
 
 
 def read_scores(text: str, where: str) -> list[Row]:
     """scores.csv: one row per case and class."""
-    return read_rows(text, where, ("case", "class", "status", "dice"))
+    rows = read_rows(text, where, ("case", "class", "status", "dice"))
+    for number, row in enumerate(rows, start=1):
+        if row["status"] not in get_args(Status) or (row["status"] == "not_applicable") == bool(row["dice"]):
+            raise UserError(f"{where}, row {number}: status and Dice contradict each other. Run `sscl evaluate` again.")
+    if not rows:
+        raise UserError(f"{where}: no case in it. Run `sscl evaluate` again.")
+    return rows
 
 
 def read_summary(text: str, where: str) -> list[Row]:
@@ -112,6 +129,14 @@ def _cell(measure: str, row: Row | None) -> dict[str, str]:
         "std": "" if infinite or not row["std"] else number(row["std"], digits),
         "note": number(row["mean_failed_as_diagonal"], digits) if infinite else "",
     }
+
+
+def _is_score(column: str, text: str) -> bool:
+    """Whether a cell is empty, or a number that can be: inf is, NaN is not."""
+    try:
+        return not text or 0 <= float(text) <= (1 if column in OVERLAPS else math.inf)
+    except ValueError:
+        return False
 
 
 def _plain(text: str) -> str:

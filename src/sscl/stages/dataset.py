@@ -5,10 +5,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from sscl.core.errors import UserError
-from sscl.core.files import read_object
+from sscl.core.files import Shape, read_object
 from sscl.core.plan import Plan, Spacing
 from sscl.data.split import Split
 from sscl.data.store import DIGESTS
@@ -21,7 +23,28 @@ STORE, PLAN, SPLIT, DATASET = "store", "plan.json", "split.json", "dataset.json"
 NOTED = (DATASET, SPLIT, PLAN, f"{STORE}/{DIGESTS}")
 """The files whose digests are in stage.json; those of the store are in the last of them."""
 AGAIN = "Restore it, or delete the data set and prepare it again."
-_KEYS = {DATASET: ("source", "channels", "labels", "cases"), STAGE: ("config", "inputs")}
+
+
+class _Case(Shape):
+    image: list[str] = Field(min_length=1)
+    label: str | None
+
+
+class Facts(Shape):
+    """What is read of `dataset.json`."""
+
+    source: str
+    channels: list[str]
+    labels: list[str]
+    cases: dict[str, _Case]
+    ignore_label: int | None = None
+    label_map: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[int, Field(ge=0, le=127)]] = Field(
+        default_factory=dict
+    )
+    mask_axes: str | None = Field(None, pattern="^[LRPAIS]{3}$")
+
+
+_SHAPES: dict[str, type[Shape]] = {DATASET: Facts}
 
 
 @dataclass(frozen=True)
@@ -84,11 +107,14 @@ def open_dataset(folder: Path) -> Dataset:
             f"{folder} is not a prepared data set: {missing[0]} is missing. Run `sscl prepare {folder} -o DATASET` "
             "first, then give DATASET."
         )
-    values = {name: read_object(folder / name, *_KEYS.get(name, ())) for name in names}
-    values[STAGE] = read_stage(folder)
+    values = {name: read_object(folder / name, shape=_SHAPES.get(name, Shape)) for name in (DATASET, SPLIT, PLAN)}
+    values[STAGE] = read_stage(folder, "config", "inputs")
     require_files(folder, values[STAGE], NOTED, AGAIN)
     plan = Plan.read(values[PLAN], str(folder / PLAN))
     split = Split.read(values[SPLIT], str(folder / SPLIT))
+    listed = [case for cases in split.lists().values() for case in cases]
+    if stray := [case for case in listed if case not in values[DATASET]["cases"]]:
+        raise UserError(f"{folder / SPLIT}: case '{stray[0]}' is not in {DATASET}. Prepare the data set again.")
     cropped = [] if Path(values[DATASET]["source"]).is_absolute() else ["cropped"]
     identity = json.dumps([values[PLAN], values[SPLIT], values[STAGE]["inputs"], *cropped], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
@@ -101,7 +127,7 @@ def read_noted(folder: Path, name: str, *keys: str) -> dict[str, Any]:
     Raises:
         UserError: as `read_object`; or the file is another one.
     """
-    content = read_object(folder / name, *keys)
+    content = read_object(folder / name, *keys, shape=_SHAPES.get(name, Shape))
     if (folder / STAGE).is_file():
         require_files(folder, read_stage(folder), (name,), AGAIN)
     return content

@@ -17,9 +17,11 @@ import numpy as np
 from sscl.core.errors import UserError, unknown
 from sscl.core.files import open_to_append, read_object, write_text
 from sscl.core.plan import Plan, Spacing
+from sscl.data.layouts import declared_labels
+from sscl.data.split import Split
 from sscl.engine.run import only_writer
 from sscl.metrics import table
-from sscl.stages.dataset import is_dataset, read_noted, read_own_mask, require_crops
+from sscl.stages.dataset import DATASET, PLAN, SPLIT, is_dataset, read_noted, read_own_mask, require_crops
 from sscl.stages.folder import STAGE, digest, read_stage, write_stage
 from sscl.volumes.files import case_stem, read_image, read_label
 from sscl.volumes.geometry import same_grid, to_ras
@@ -142,8 +144,7 @@ def _score(
 
 def _refuse_foreign(out: Path) -> None:
     """Another stage's folder keeps its stage.json."""
-    stage = out / STAGE
-    if stage.is_file() and read_stage(out).get("stage") != "evaluate":
+    if _stage_of(out).get("stage", "evaluate") != "evaluate":
         raise UserError(f"{out}: the folder of another stage; its stage.json would be lost. Choose another folder.")
 
 
@@ -155,29 +156,32 @@ def _read_reference(reference: Path, split: str) -> _Reference:
         raise UserError(f"{reference}: no mask files here. Expected a folder of masks or a prepared data set.")
     described = reference.parent / "dataset.json"  # labelsTr, labelsTs of nnU-Net and the Decathlon
     if reference.name.startswith("labels") and described.is_file():
-        return _Reference(masks, *_declared(read_object(described), described))
+        return _Reference(masks, *_declared(described))
     return _Reference(masks, None)
 
 
 def _from_dataset(dataset: Path, split: str) -> _Reference:
-    facts = read_noted(dataset, "dataset.json", "source", "labels", "cases")
-    lists = read_noted(dataset, "split.json")
+    facts = read_noted(dataset, DATASET)
+    lists = Split.read(read_noted(dataset, SPLIT), str(dataset / SPLIT)).lists()
     if split not in lists:
         raise unknown(f"{dataset / 'split.json'}: list", split, lists)
     source = dataset / facts["source"]  # which is absolute, unless `prepare` cropped the scans
     masks = {}
     for case in lists[split]:
+        if case not in facts["cases"]:
+            raise UserError(f"{dataset / SPLIT}: case '{case}' is not in {DATASET}. Prepare the data set again.")
         label = facts["cases"][case]["label"]
         if label is None:
             raise UserError(f"{dataset}: case '{case}' of the list '{split}' has no mask: it cannot be scored.")
         masks[case] = source / label
     if not masks:
         raise UserError(f"{dataset / 'split.json'}: the list '{split}' is empty: nothing to score.")
-    plan = Plan.read(read_noted(dataset, "plan.json"), str(dataset / "plan.json"))
+    plan = Plan.read(read_noted(dataset, PLAN), str(dataset / PLAN))
     require_crops(dataset, facts, [facts["cases"][case]["label"] for case in masks])
     return _Reference(
         masks,
-        *_declared(facts, dataset / "dataset.json"),
+        dict(enumerate(facts["labels"])),
+        facts.get("ignore_label"),
         others=frozenset(facts["cases"].keys() - masks.keys()),
         spacing_if_missing_mm=plan.spacing_if_missing_mm,
         label_map=facts.get("label_map", {}),
@@ -186,26 +190,18 @@ def _from_dataset(dataset: Path, split: str) -> _Reference:
     )
 
 
-def _declared(facts: Mapping[str, Any], where: Path) -> tuple[dict[int, str] | None, int | None]:
-    """Label names by value and the ignore label, from our dataset.json, nnU-Net's, or the Decathlon's."""
-    labels = facts.get("labels")
-    if not labels:
+def _declared(path: Path) -> tuple[dict[int, str] | None, int | None]:
+    """Label names by value and the ignore label of nnU-Net's dataset.json or the Decathlon's."""
+    facts = read_object(path)
+    if "labels" not in facts:
         return None, None
-    if isinstance(labels, list):
-        return dict(enumerate(labels)), facts.get("ignore_label")
-    if all(key.isdigit() for key in labels):
-        return {int(value): name for value, name in labels.items()}, None
-    named = dict(labels)
-    ignore = named.pop("ignore", None)
-    for name, value in named.items():
-        if not isinstance(value, int):
-            raise UserError(f"{where}: label '{name}' = {value}: regions are not supported, only one value per label.")
-    return {value: name for name, value in named.items()}, ignore
+    labels, ignore = declared_labels(facts, path)
+    return dict(enumerate(labels)), ignore
 
 
-def _stage_of(prediction: Path) -> dict[str, Any]:
-    """What `predict` noted beside its masks; empty for those of another program."""
-    return read_stage(prediction) if (prediction / STAGE).is_file() else {}
+def _stage_of(folder: Path) -> dict[str, Any]:
+    """What `predict` noted beside its masks, or `evaluate`; empty for those of another program."""
+    return read_stage(folder) if (folder / STAGE).is_file() else {}
 
 
 def _require_as_predicted(prediction: Path, masks: Mapping[str, str], due: _Reference, made: Mapping[str, Any]) -> None:

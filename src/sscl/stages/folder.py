@@ -12,17 +12,32 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
+from pydantic import Field
 
 import sscl
 from sscl.core.errors import UserError
-from sscl.core.files import read_sealed, sha256, write_sealed
+from sscl.core.files import Shape, read_sealed, sha256, write_sealed
 
 logger = logging.getLogger("sscl")
 
 STAGE = "stage.json"
+
+
+class Stage(Shape):
+    """What is read of `stage.json`; every stage writes some of it."""
+
+    stage: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, str | list[str]] = Field(default_factory=dict)
+    seconds: float = 0
+    warnings: list[str] = Field(default_factory=list)
+    labels: list[str] = Field(default_factory=list)
+    cases: dict[str, str] = Field(default_factory=dict)
+    select: Literal["last", "best"] | None = None
+    peak_memory_bytes: int | None = None
 
 
 @contextmanager
@@ -154,7 +169,7 @@ def write_stage(
 
 def read_stage(folder: Path, *keys: str) -> dict[str, Any]:
     """Raises UserError for a stage.json that is missing, damaged, or lacks one of the keys."""
-    return read_sealed(folder / STAGE, *keys)
+    return read_sealed(folder / STAGE, *keys, shape=Stage)
 
 
 def require_files(folder: Path, noted: Mapping[str, Any], names: Sequence[str], again: str) -> None:

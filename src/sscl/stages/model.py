@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sscl import __version__
 from sscl.core.errors import UserError
-from sscl.core.files import read_sealed, sha256, write_atomic, write_sealed
+from sscl.core.files import Shape, read_sealed, sha256, write_atomic, write_sealed
 from sscl.core.method import Method
 from sscl.core.plan import Plan
 from sscl.engine import checkpoint
@@ -30,6 +30,21 @@ WEIGHTS, CARD = "weights.safetensors", "model.json"
 FORMAT = 1
 Select = Literal["last", "best"]
 """Weights of a run: after its last iteration, or those best on its validation cases."""
+
+
+class _Trained(Shape):
+    iterations: int
+    of: int
+    select: Select = "last"
+
+
+class _Card(Shape):
+    format: int
+    method: str
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    weights_sha256: str
+    trained: _Trained
 
 
 @dataclass(frozen=True)
@@ -184,13 +199,15 @@ def _from_run(run: Path, recipe: Recipe, select: Select) -> tuple[Method, int]:
     method = build_method(recipe)
     if select == "last":
         checkpoint.refuse_other_network(state["method"], method.state_dict(), run / CHECKPOINTS)
-        method.load_state_dict(state["method"])
-        iteration = int(state["iteration"])
+        with checkpoint.fitting(run / CHECKPOINTS):
+            method.load_state_dict(state["method"])
+            iteration = int(state["iteration"])
     else:
         best = _best(run, recipe, state)
-        _fill(method, best["weights"], run / CHECKPOINTS)
-        iteration = int(best["iteration"])
-        log.info("%s: the weights after iteration %d, validation Dice %.3f", run, iteration, best["dice"])
+        with checkpoint.fitting(run / CHECKPOINTS):
+            _fill(method, best["weights"], run / CHECKPOINTS)
+            iteration = int(best["iteration"])
+            log.info("%s: the weights after iteration %d, validation Dice %.3f", run, iteration, best["dice"])
     _warn_if_unfinished(run, int(state["iteration"]), recipe.iterations)
     return method, iteration
 
@@ -222,7 +239,7 @@ def _card(path: Path) -> dict[str, Any]:
             f"{path} is neither a run nor a model: it has no {RECIPE} and no {CARD}. "
             "`sscl train` makes a run, `sscl export` a model."
         )
-    card = read_sealed(path / CARD, "format", "method", "config", "plan", "weights_sha256", "trained")
+    card = read_sealed(path / CARD, shape=_Card)
     if card["format"] != FORMAT:
         raise UserError(
             f"{path / CARD}: model format {card['format']}, this version reads {FORMAT}. Install the sscl of it."

@@ -217,8 +217,8 @@ def _already(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) ->
     if stage.get("stage") != "prepare":
         raise UserError(f"{out}: is not empty and not a prepared data set. Choose another folder.")
     now = json.loads(json.dumps(config))
-    other = [key for key in now if stage["config"].get(key) != now[key]]
-    if other or stage["inputs"] != inputs:
+    other = [key for key in now if stage.get("config", {}).get(key) != now[key]]
+    if other or stage.get("inputs") != inputs:
         why = f"other settings ({', '.join(other)})" if other else "other files"
         raise UserError(f"{out}: was prepared from {why}. Choose another folder, or delete this one.")
     data = open_dataset(out)
@@ -230,7 +230,7 @@ def _already(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) ->
     except UserError as error:
         raise UserError(f"{error} Delete {out} before.") from None
     logger.info("%s: already prepared", out)
-    return PrepareResult(out, data.plan, data.split, tuple(stage["warnings"]), skipped=True)
+    return PrepareResult(out, data.plan, data.split, tuple(stage.get("warnings", ())), skipped=True)
 
 
 def _by(values: Sequence[float]) -> str:

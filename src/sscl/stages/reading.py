@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sscl.core.errors import UserError
+from sscl.core.files import read_text
 from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe, recipe_digest
 from sscl.report import tables
-from sscl.stages.dataset import read_noted, read_own_mask
+from sscl.stages.dataset import DATASET, read_noted, read_own_mask
 from sscl.stages.folder import STAGE, digest, read_stage, require_files
 from sscl.volumes.files import case_stem, is_volume, read_image, read_label
 from sscl.volumes.geometry import same_grid, to_ras
@@ -116,7 +117,7 @@ def read_run(path: Path, name: str) -> RunFolder:
     """
     scores = path / "predictions" / "scores"
     files = {file: scores / file for file in ("scores.csv", "summary.csv", "definitions.txt", "stage.json")}
-    text = {file: place.read_text(encoding="utf-8") if place.is_file() else "" for file, place in files.items()}
+    text = {file: read_text(place) if place.is_file() else "" for file, place in files.items()}
     evaluated = bool(text["scores.csv"] and text["summary.csv"])
     require_as_trained(path)
     if any(text.values()):
@@ -128,7 +129,7 @@ def read_run(path: Path, name: str) -> RunFolder:
         path=path,
         name=name,
         recipe=read_recipe(path),
-        records=tables.read_metrics(metrics.read_text(encoding="utf-8"), str(metrics)) if metrics.is_file() else [],
+        records=tables.read_metrics(read_text(metrics), str(metrics)) if metrics.is_file() else [],
         summary=tables.read_summary(text["summary.csv"], str(files["summary.csv"])) if evaluated else [],
         dice=tables.dice_by_case(rows),
         definitions=text["definitions.txt"].rstrip(),
@@ -212,7 +213,7 @@ def read_prediction(case: str, run: RunFolder, like: Volume) -> Any:
 
 def _facts(case: str, run: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the run's data set says of itself, and of the case."""
-    facts = read_noted(Path(run.recipe.dataset), "dataset.json", "source", "channels", "cases", "ignore_label")
+    facts = read_noted(Path(run.recipe.dataset), DATASET, "ignore_label")
     if case not in facts["cases"]:
         raise UserError(f"the case is not in {run.recipe.dataset}: its scan is unknown.")
     return facts, facts["cases"][case]

@@ -8,13 +8,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 
 from sscl.core.errors import UserError
-from sscl.core.files import read_object, read_sealed, sha256, write_sealed, write_text
+from sscl.core.files import Shape, read_object, read_sealed, read_text, sha256, write_sealed, write_text
 from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe
 from sscl.engine.train import ENGINE_VERSION
 from sscl.methods import METHODS, method_class
@@ -28,6 +28,16 @@ logger = logging.getLogger("sscl")
 ROWS = 60
 """Lines of the thinned log; each is the mean over as many iterations as that takes."""
 SCORES, SUMMARY, RECORD = "scores.csv", "summary.csv", "record.json"
+
+
+class _Versions(Shape):
+    engine: int
+    method: int
+
+
+class _Record(Shape):
+    select: Literal["last", "best"] | None = None
+    versions: _Versions | None = None
 
 
 @dataclass(frozen=True)
@@ -78,9 +88,9 @@ def read_result(folder: Path) -> Result:
     found = [path for path in places if path.is_file()]
     if not found:
         raise UserError(f"{folder} has no scores. `sscl predict {folder}`, then `sscl evaluate {folder}/predictions`.")
-    rows = read_scores(found[0].read_text(encoding="utf-8"), str(found[0]))
+    rows = read_scores(read_text(found[0]), str(found[0]))
     if found[0].parent == folder:
-        facts = read_sealed(folder / RECORD)
+        facts = read_sealed(folder / RECORD, shape=_Record) if (folder / RECORD).is_file() else {}
         require_files(folder, facts, (RECIPE, SCORES, SUMMARY), f"Restore it, or delete {folder} and run it again.")
     else:
         facts = {}
@@ -130,10 +140,10 @@ def record(run: Path, predictions: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     (out / RECORD).unlink(missing_ok=True)  # until it is there again, a record is not whole
     write_text(out / RECIPE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    text = (run / METRICS).read_text(encoding="utf-8")
+    text = read_text(run / METRICS)
     write_text(out / "metrics.csv", _thinned(read_metrics(text, str(run / METRICS))))
     for name in (SCORES, SUMMARY):
-        write_text(out / name, (scores / name).read_text(encoding="utf-8"))
+        write_text(out / name, read_text(scores / name))
     last = sorted((run / CHECKPOINTS).glob("*.json"))[-1]
     write_sealed(
         out / RECORD,

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sscl.core.errors import UserError
-from sscl.core.files import write_text
+from sscl.core.files import read_text, write_text
 from sscl.engine.run import RECIPE
 from sscl.metrics.border import wrong_voxels
 from sscl.metrics.table import definitions
@@ -56,7 +56,7 @@ def _shown(run: RunFolder) -> html.Run:
         seed=str(run.recipe.seed),
         lines=tables.score_lines(run.summary),
         curves=figures.curves(run.records) if run.records else "",
-        recipe=(run.path / RECIPE).read_text(encoding="utf-8"),
+        recipe=read_text(run.path / RECIPE),
     )
 
 

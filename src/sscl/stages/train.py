@@ -133,8 +133,9 @@ def train(
         if (state := checkpoint.newest(out / CHECKPOINTS, place)) is not None:
             require_recipe(state, out)
             checkpoint.refuse_other_network(state["method"], trainer.method.state_dict(), out / CHECKPOINTS)
-            trainer.restore(state)
-            validated.restore(state)
+            with checkpoint.fitting(out / CHECKPOINTS):
+                trainer.restore(state)
+                validated.restore(state)
             log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
         elif any((out / CHECKPOINTS).glob("*.pt")):
             log.warning("%s has no undamaged checkpoint: it begins anew", out)

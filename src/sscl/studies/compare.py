@@ -151,11 +151,13 @@ def grouped(results: Sequence[Result]) -> list[Group]:
         recipe = result.recipe.model_dump_json(exclude={*FREE, "seed", "config"})
         key = recipe + repr(_config(result)) + result.select
         together[key].append(result)
-    cases = {frozenset(dice_by_case(result.rows)) for result in results}
-    if len(cases) > 1:
-        one, other = list(cases)[:2]
-        odd = ", ".join(sorted(one ^ other)[:3])
-        raise UserError(f"the runs were scored on different cases ({odd}). Compare runs with one list of test cases.")
+    first, *others = ({row["case"] for row in result.rows} for result in results)
+    for result, cases in zip(results[1:], others, strict=True):
+        if odd := sorted(first ^ cases)[:3]:
+            raise UserError(
+                f"{results[0].name} and {result.name} were scored on different cases ({', '.join(odd)}). Compare runs "
+                "with one list of test cases."
+            )
     configs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         configs[result.recipe.method].append(_config(result))

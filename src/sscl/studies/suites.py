@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 from sscl.core.config import Config
 from sscl.core.errors import UserError, unknown
 from sscl.core.files import read_yaml
+from sscl.data.presets import PRESETS
 from sscl.methods import METHODS
 
 All = Literal["all"]
@@ -156,7 +157,10 @@ def find_suite(name: str) -> Suite:
     if not isinstance(values, dict) or not isinstance(values.get("rows"), list):
         raise UserError(f"{path}: expected title, preset and a list of rows, each with method and masks.")
     rows = [row for number, entry in enumerate(values["rows"], 1) for row in _rows(entry, f"{path}, row {number}")]
-    return Suite.read({"title": path.stem, "preset": None, **values, "rows": rows}, str(path))
+    suite = Suite.read({"title": path.stem, "preset": None, **values, "rows": rows}, str(path))
+    if suite.preset is not None and suite.preset not in PRESETS:
+        raise unknown(f"{path}: preset", suite.preset, PRESETS)
+    return suite
 
 
 def _rows(entry: Any, where: str) -> list[Row]:
