@@ -13,6 +13,7 @@ from tiny_set import SETTINGS, Tiny
 
 from sscl import cli
 from sscl.cli.console import PLAIN_LINES, _plain_lines, following, say
+from sscl.cli.stages import gathered
 from sscl.core.config import Config
 from sscl.core.interrupt import Interrupted
 from sscl.methods import METHODS, method_class
@@ -68,6 +69,15 @@ def test_both_ways_to_start(start: list[str], tmp_path: Path) -> None:
     wrong = call("trian")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "Did you mean" in wrong.stderr
+
+
+def test_findings_that_differ_in_the_file_only_are_told_once() -> None:
+    same = [("error", f"{k}.h5: holds no voxel size.") for k in range(4)]
+    other = [("warning", f"{k}.h5: is small.") for k in range(3)]
+    assert gathered(same + other) == [
+        ["error", "0.h5: holds no voxel size. The same of 3 more; --json lists them."],
+        *([grade, message] for grade, message in other),
+    ]
 
 
 # Mistakes

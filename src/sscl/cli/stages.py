@@ -1,5 +1,6 @@
 """The commands that are one stage each: arguments in, stage out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
@@ -96,7 +97,8 @@ def check(
         say(dumps(result.to_json(), indent=1))
     else:
         if result.findings:
-            table([["level", "finding"], *([level(finding), finding.message] for finding in result.findings)])
+            found = [(level(finding), finding.message) for finding in result.findings]
+            table([["level", "finding"], *gathered(found)])
         errors, cases = result.errors, sum(result.cases.values())
         again = f" ({result.unchanged} unchanged since the last check)" if result.unchanged else ""
         say(f"{source}: {cases} cases{again}, {errors} errors, {len(result.findings) - errors} warnings")
@@ -350,6 +352,18 @@ def methods() -> None:
 
     rows = [[n, str(e.year or "-"), e.trains, f"{e.cost:.1f}", e.paper] for n, e in METHODS.items()]
     table([["method", "year", "trains", "cost", "paper"], *rows])
+
+
+def gathered(findings: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """Level and message, once where more than three differ in the file that they begin with only."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for grade, message in findings:
+        alike.setdefault((grade, message.partition(": ")[2] or message), []).append(message)
+    rows = []
+    for (grade, _), messages in alike.items():
+        more = f" The same of {len(messages) - 1} more; --json lists them." if len(messages) > 3 else ""
+        rows += [[grade, message + more] for message in (messages[:1] if more else messages)]
+    return rows
 
 
 def number_or_range(text: str | None) -> int | str | None:

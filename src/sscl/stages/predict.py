@@ -23,7 +23,7 @@ from sscl.ops.pseudo import largest_components
 from sscl.stages.dataset import is_dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads, told_if_memory_ends
 from sscl.stages.folder import STAGE, digest, read_stage, write_stage
-from sscl.stages.model import Model, Select, load_model
+from sscl.stages.model import CARD, Model, Select, load_model
 from sscl.volumes.files import read_image, write_label
 from sscl.volumes.geometry import from_ras, to_ras
 
@@ -128,10 +128,12 @@ def default_inputs(model: Path) -> list[Path]:
     """The data set that a run was trained on.
 
     Raises:
-        UserError: an exported model, which does not know any.
+        UserError: an exported model, which does not know any; or none at all.
     """
     if (model / RECIPE).is_file():
         return [Path(read_recipe(model).dataset)]
+    if not (model / CARD).is_file():
+        raise UserError(f"{model} is neither a run nor a model. `sscl train` makes a run, `sscl export` a model.")
     raise UserError("predict needs scans: sscl predict MODEL SCANS... -o MASKS.")
 
 
