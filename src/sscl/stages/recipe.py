@@ -8,7 +8,7 @@ import torch
 from sscl.core.errors import UserError
 from sscl.core.method import Method
 from sscl.data.presets import PRESETS
-from sscl.engine.run import Recipe
+from sscl.engine.run import RECIPE, Recipe
 from sscl.engine.train import timeline
 from sscl.methods import method_class
 from sscl.stages.dataset import Dataset
@@ -101,9 +101,9 @@ def preset_settings(method: str, preset_name: str) -> dict[str, Any]:
 
 def build_method(recipe: Recipe) -> Method:
     """The recipe's method, freshly initialised from its seed."""
-    cls = method_class(recipe.method)
+    cls = method_class(recipe.method, f"{RECIPE}: method")
     torch.manual_seed(recipe.seed)
-    config = cls.Config.read(recipe.config, f"settings of '{recipe.method}'")
+    config = cls.Config.read(recipe.config, f"{RECIPE}: settings of '{recipe.method}'")
     return cls(config, len(recipe.plan.channels), recipe.plan.num_classes)
 
 
