@@ -489,7 +489,8 @@ def test_num_training_promises_masks(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_number_of_labelled_promises_masks(tmp_path: Path) -> None:
-    refused("missing for 'c4'.*as labelled", nnunet(tmp_path / "src"), labelled=5)
+    refused("4 of the cases left have a mask", nnunet(tmp_path / "src"), labelled=5)
+    refused("missing for 'c4'.*as labelled", nnunet(tmp_path / "src"), labelled="1:5")
     refused("missing for 'c4', 'c5'.*as development", nnunet(tmp_path / "src"), labelled=2, development="last:2")
     prepare(nnunet(tmp_path / "src"), tmp_path / "out", labelled=2, test="last:2")  # to be predicted only
     refused("no labelled case", nnunet(tmp_path / "b" / "src", masks=0))
@@ -562,7 +563,7 @@ def test_numbers_count_what_ranges_leave() -> None:
         ({"test": "0:3"}, "positions 1 to 6"),
         ({"test": "last:7"}, "there are 6 cases"),
         ({"test": "4:3"}, "positions 1 to 6"),
-        ({"labelled": 7}, "6 cases are left"),
+        ({"labelled": 7}, "6 of the cases left have a mask"),
         ({"labelled": -1}, "cases are left"),
         ({"labelled": 0}, "no labelled case"),
         ({"test": "3:5", "development": "first:3"}, "'p3' is in both.*leak"),

@@ -26,7 +26,7 @@ class Intensity(Config):
 class Plan(Config):
     """Resampling, intensities, patch and windows of one data set. Axes are x, y, z of RAS+ throughout."""
 
-    channels: tuple[str, ...]
+    channels: tuple[str, ...] = Field(min_length=1)
     """Names of the image channels, in order."""
     labels: tuple[str, ...] = Field(min_length=2, max_length=127)
     """Names of the classes; their index is the label value; the first is the background. Stored as int8."""

@@ -76,13 +76,13 @@ LABELLED_DIFFERS: dict[str, str] = {
 """What a method does otherwise than its baseline, beside using unlabelled scans; the difference holds this as well."""
 
 
-def method_class(name: str) -> "type[Method]":
-    """The class of a method by its command-line name.
+def method_class(name: str, where: str = "method") -> "type[Method]":
+    """The class of a method by its command-line name; `where` names it in errors.
 
     Raises:
         UserError: unknown name; tells the nearest one and the list.
     """
     if name not in METHODS:
-        raise unknown("method", name, METHODS)
+        raise unknown(where, name, METHODS)
     module, _, cls = METHODS[name].target.partition(":")
     return getattr(import_module(f"sscl.methods.{module}"), cls)

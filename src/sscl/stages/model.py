@@ -147,7 +147,7 @@ def load_model(path: Path, device: torch.device, select: Select | None = None) -
                 f"{path} is an exported model and holds the {selected} weights of its run, not the {select} ones. "
                 f"Leave --select out, or export again: sscl export RUN -o MODEL --select {select}."
             )
-        cls = method_class(card["method"])
+        cls = method_class(card["method"], f"{path / CARD}: method")
         plan = Plan.read(card["plan"], str(path / CARD))
         config = cls.Config.read(card["config"], str(path / CARD))
         method = cls(config, len(plan.channels), plan.num_classes)

@@ -123,9 +123,9 @@ def settled(recipe: Recipe, out: Path) -> Recipe:
 
 def build_method(recipe: Recipe) -> Method:
     """The recipe's method, freshly initialised from its seed."""
-    cls = method_class(recipe.method)
+    cls = method_class(recipe.method, f"{RECIPE}: method")
     torch.manual_seed(recipe.seed)
-    config = cls.Config.read(recipe.config, f"settings of '{recipe.method}'")
+    config = cls.Config.read(recipe.config, f"{RECIPE}: settings of '{recipe.method}'")
     return cls(config, len(recipe.plan.channels), recipe.plan.num_classes)
 
 

@@ -90,7 +90,7 @@ def read_result(folder: Path) -> Result:
         raise UserError(f"{folder} has no scores. `sscl predict {folder}`, then `sscl evaluate {folder}/predictions`.")
     rows = read_scores(read_text(found[0]), str(found[0]))
     if found[0].parent == folder:
-        facts = read_sealed(folder / RECORD, shape=_Record) if (folder / RECORD).is_file() else {}
+        facts = read_sealed(folder / RECORD, shape=_Record)
         require_files(folder, facts, (RECIPE, SCORES, SUMMARY), f"Restore it, or delete {folder} and run it again.")
     else:
         facts = {}

@@ -210,7 +210,8 @@ def _results(folder: Path) -> list[Result]:
 def _config(result: Result) -> dict[str, Any]:
     """All settings of its method; those that have come since the run have their defaults."""
     name = result.recipe.method
-    return method_class(name).Config.read(result.recipe.config, f"{result.name}: settings of '{name}'").model_dump()
+    cls = method_class(name, f"{result.name}: method")
+    return cls.Config.read(result.recipe.config, f"{result.name}: settings of '{name}'").model_dump()
 
 
 def _group(runs: Sequence[Result], plain: Mapping[str, Any]) -> Group:
