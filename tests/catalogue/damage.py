@@ -20,6 +20,8 @@ import pydicom
 import torch
 import yaml
 
+from sscl.core.files import SEAL
+
 SHAPE = (9, 8, 7)
 VOXELS = np.random.default_rng(0).integers(0, 1000, SHAPE).astype(np.int16)
 MM = (1.0, 1.0, 2.0)
@@ -57,18 +59,33 @@ def dicom_slice(path: Path, k: int) -> None:
 
 
 def damaged(path: Path, rng: random.Random) -> dict[Path, bytes]:
-    """The file with other content, mostly of its own kind; in half of the cases with a digest that fits, where another
-    file has one of it.
+    """The file with other content, mostly of its own kind; in half of the cases as if no digest told it: those of other
+    files fit, and manifests have none, as the first versions wrote them.
     """
     content = path.read_bytes()
     by_kind = _BY_KIND.get("".join(path.suffixes[-2:]), _BY_KIND.get(path.suffix, _bytes))
     damage = by_kind if rng.random() < 0.75 else _bytes
     changed = {path: damage(rng, content)}
-    if (holder := digest_of(path)) and rng.random() < 0.5:
+    if rng.random() < 0.5:
+        return changed
+    if holder := digest_of(path):
         file, key = holder
         facts = json.loads(file.read_text()) | {key: hashlib.sha256(changed[path]).hexdigest()}
         changed[file] = json.dumps(facts).encode()
+    around = {folder / name for folder in list(path.parents)[:3] for name in MANIFESTS}
+    for file in sorted(around | {path}):
+        try:
+            facts = json.loads(changed.get(file) or file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(facts, dict) and facts.keys() & NOTES:
+            changed[file] = json.dumps({key: value for key, value in facts.items() if key not in NOTES}).encode()
     return changed
+
+
+MANIFESTS = ("stage.json", "record.json", "model.json")
+NOTES = {SEAL, "files", "recipe", "weights", "masks"}
+"""Keys that hold digests of what was written."""
 
 
 def digest_of(path: Path) -> tuple[Path, str] | None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import sscl
 from sscl.core.errors import UserError
-from sscl.core.files import read_json, unsealed, write_sealed
+from sscl.core.files import SEAL, read_json, unsealed, write_sealed
 from sscl.data.check import Finding, Pair, check_image, check_pair
 from sscl.data.check_set import (
     Lists,
@@ -246,7 +246,7 @@ def _known(out: Path) -> dict[str, Seen]:
     content = read_json(out)
     if not isinstance(content, dict) or "known" not in content:
         raise UserError(f"{out}: is not the result of `sscl check`, and would be overwritten. Choose another file.")
-    if not unsealed(content):
+    if SEAL not in content or not unsealed(content):  # damaged facts would raise false alarms
         return {}
     try:
         return {key: _seen_from_json(value) for key, value in content["known"].items()}
