@@ -198,8 +198,8 @@ def _from_run(run: Path, recipe: Recipe, select: Select) -> tuple[Method, int]:
     require_recipe(state, run)
     method = build_method(recipe)
     if select == "last":
-        checkpoint.refuse_other_network(state["method"], method.state_dict(), run / CHECKPOINTS)
         with checkpoint.fitting(run / CHECKPOINTS):
+            checkpoint.refuse_other_network(state["method"], method.state_dict(), run / CHECKPOINTS)
             method.load_state_dict(state["method"])
             iteration = int(state["iteration"])
     else:

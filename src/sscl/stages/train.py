@@ -132,8 +132,8 @@ def train(
         trainer, validated = _trainer(recipe, place), _validation(data, recipe, place)
         if (state := checkpoint.newest(out / CHECKPOINTS, place)) is not None:
             require_recipe(state, out)
-            checkpoint.refuse_other_network(state["method"], trainer.method.state_dict(), out / CHECKPOINTS)
             with checkpoint.fitting(out / CHECKPOINTS):
+                checkpoint.refuse_other_network(state["method"], trainer.method.state_dict(), out / CHECKPOINTS)
                 trainer.restore(state)
                 validated.restore(state)
             log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
