@@ -17,8 +17,8 @@ from sscl.cli.stages import gathered
 from sscl.core.config import Config
 from sscl.core.interrupt import Interrupted
 from sscl.methods import METHODS, method_class
+from sscl.stages.cost import Cost
 from sscl.stages.model import export
-from sscl.stages.train import Cost
 
 COMMANDS = [
     "check", "prepare", "train", "export", "info", "predict", "evaluate", "report", "figures", "demo", "benchmark",

@@ -28,7 +28,7 @@ from sscl.core.errors import UserError
 from sscl.core.files import sha256
 from sscl.core.interrupt import Interrupted
 from sscl.engine import checkpoint
-from sscl.stages.train import Cost
+from sscl.stages.cost import Cost
 
 Train = Callable[..., Path]
 Streams = pytest.CaptureFixture[str]

@@ -35,9 +35,10 @@ from sscl.engine import checkpoint
 from sscl.engine.run import cut_metrics, only_writer, read_recipe, write_recipe
 from sscl.engine.train import Log, Trainer
 from sscl.methods import METHODS, method_class
+from sscl.stages.cost import Cost
 from sscl.stages.dataset import open_dataset
 from sscl.stages.recipe import resolve
-from sscl.stages.train import EMPTY_STEPS, Cost, _pseudo_label_watch, dry_run, train
+from sscl.stages.train import EMPTY_STEPS, _pseudo_label_watch, dry_run, train
 
 Train = Callable[..., Path]
 
@@ -447,7 +448,7 @@ def test_weights_that_are_not_finite_are_never_saved(train_tiny: Train, tmp_path
 def test_minutes_fix_the_number_of_iterations_in_the_recipe(
     train_tiny: Train, tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sscl.stages.train.TIMED_STEPS", 2)
+    monkeypatch.setattr("sscl.stages.cost.TIMED_STEPS", 2)
     caplog.set_level(logging.INFO, "sscl")
     options: dict[str, Any] = {"iterations": None, "method": "vnet"}
     run = train_tiny(tmp_path / "run", minutes=0.01, **options)
@@ -468,7 +469,7 @@ def test_minutes_fix_the_number_of_iterations_in_the_recipe(
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sscl.stages.train.TIMED_STEPS", 2)
+    monkeypatch.setattr("sscl.stages.cost.TIMED_STEPS", 2)
     before = sorted(tiny.dataset.rglob("*"))
     options: dict[str, Any] = {"method": "vnet", "settings": {"width": 2}, "threads": 1, "device": "cpu"}
     cost = dry_run(tiny.dataset, **options)
@@ -495,7 +496,7 @@ def test_long_steps_are_timed_for_some_seconds_only(
         done[phase] += 1
 
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr("sscl.stages.train.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("sscl.stages.cost.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     caplog.set_level(logging.INFO, "sscl")
     cost = dry_run(tiny.dataset, settings={"width": 2}, threads=1, device="cpu")
     assert done == [steps, steps]

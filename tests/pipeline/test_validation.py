@@ -461,7 +461,7 @@ def test_best_and_last_are_never_one_group_nor_baseline_of_each_other(kept: Path
 
 
 def test_a_dry_run_counts_the_validations(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sscl.stages.train.TIMED_STEPS", 2)
+    monkeypatch.setattr("sscl.stages.cost.TIMED_STEPS", 2)
     options: dict[str, Any] = {"method": "vnet", "settings": {"width": 2}, "threads": 1, "device": "cpu"}
     plain, cost = (dry_run(tiny.dataset, iterations=40, validation=count, **options) for count in (0, 1))
     assert plain.validation_seconds == 0

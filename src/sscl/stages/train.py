@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from sscl.engine.run import (
     require_recipe,
 )
 from sscl.engine.train import Log, Span, Trainer
-from sscl.engine.validation import VALIDATIONS, Validation
+from sscl.engine.validation import Validation
+from sscl.stages.cost import LESS_MEMORY, Cost, timed
 from sscl.stages.dataset import STORE, Dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, set_threads, told_if_memory_ends
 from sscl.stages.folder import STAGE, refuse_read_only, write_stage
@@ -40,38 +41,9 @@ from sscl.stages.recipe import Training, build_method, resolve, settled
 
 log = logging.getLogger("sscl")
 
-TIMED_STEPS = 20
-"""Of a run, at most, shared among its phases."""
-TIMED_SECONDS = 10.0
-"""So long a phase is timed, at most, where a step is long; two steps all the same, of which the first allocates."""
 EMPTY_STEPS = 100
 """So many iterations in a row without an organ in any pseudo-label are worth a warning."""
-LESS_MEMORY = (
-    "Prepare the data set with a smaller patch (--set patch=64,64,64), or train on the CPU (--device cpu) or with a "
-    "narrower network (--set width=8) into another folder."
-)
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run will take, from real steps."""
-
-    iterations: int
-    seconds_per_iteration: float
-    peak_memory_bytes: int
-    disk_bytes: int
-    validation_seconds: float = 0.0
-    """All validations together."""
-
-    @property
-    def seconds(self) -> float:
-        """The whole run."""
-        return self.iterations * self.seconds_per_iteration + self.validation_seconds
-
-    def fits(self, minutes: float) -> int:
-        """How many iterations take that long; at least two, as many as there are phases."""
-        return max(2, int((minutes * 60 - self.validation_seconds) / self.seconds_per_iteration))
 
 
 def train(
@@ -371,34 +343,10 @@ def _board(out: Path, wanted: bool) -> Iterator[Callable[[Log], None]]:
 
 
 def _cost(data: Dataset, recipe: Recipe, place: torch.device) -> Cost:
-    """Time some steps of each phase on a throw-away copy of the method."""
+    """Of a throw-away copy of the method."""
     trainer = _trainer(recipe, place)
-    load = _loader(data, recipe, trainer, workers=0)
-    seconds = 0.0
-    most = max(2, TIMED_STEPS // len(trainer.spans))
-    for span in trainer.spans:
-        log.info("timing phase %s: at most %d steps, 2 where one takes long", span.phase.name, most + 1)
-        ends = [time.perf_counter()]
-        while len(ends) <= 2 or (len(ends) <= most + 1 and ends[-1] - ends[0] < TIMED_SECONDS):
-            trainer.iteration = span.start
-            with told_if_memory_ends(LESS_MEMORY):
-                trainer.step(span, load(span, span.start))
-            if place.type == "cuda":
-                torch.cuda.synchronize()
-            ends.append(time.perf_counter())
-        a_step = (ends[-1] - ends[1]) / (len(ends) - 2)  # the first one allocates
-        log.info("%s: %.2f s a step", span.phase.name, a_step)
-        seconds += a_step * span.phase.share
-    size = sum(t.numel() * t.element_size() for t in trainer.method.state_dict().values())
-    momenta = sum(w.numel() * w.element_size() for p in trainer.method.players().values() for w in p.parameters())
-    best, validations = 0, 0.0
-    if recipe.validation:
-        best = sum(t.numel() * t.element_size() for t in trainer.method.tested_state().values())
-        began = time.perf_counter()
-        _validation(data, recipe, place).dice(trainer.method)
-        validations = (time.perf_counter() - began) * VALIDATIONS
-    disk = checkpoint.KEEP * (size + momenta + best) + recipe.iterations * 300
-    return Cost(recipe.iterations, seconds, peak_memory_bytes(place), disk, validations)
+    validated = _validation(data, recipe, place) if recipe.validation else None
+    return timed(trainer, _loader(data, recipe, trainer, workers=0), validated, place)
 
 
 def _seconds(out: Path) -> float:
