@@ -70,6 +70,10 @@ def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) ->
     assert "became nan" in outcomes[3].error
     assert {path.name for path in (out / "records").iterdir()} == set(names[:3])
     assert [item.done for item in planned(chosen, tiny, out)] == [True, True, True, False]
+    # one of another length, under the same name, is not this suite's
+    longer = benchmark.plan(chosen, tiny.source, out, CASES, iterations=6, device="cpu", threads=1)
+    assert [item.job.record for item in longer] == [item.job.record for item in plan]
+    assert (results(longer), len(results(plan))) == ([], 3)
     # a record is known by what it is of, not by its name
     (out / "records" / names[0]).rename(out / "records" / "renamed")
     again = planned(chosen, tiny, out)
@@ -264,7 +268,7 @@ def test_only_the_same_network_on_the_same_masks_tells_what_unlabelled_scans_gav
     assert len(found.answers) == 3
     assert found.answers[0].startswith("mean_teacher: with 8 masks, the 42 unlabelled scans")
     (sscl,) = (line for line in found.answers if line.startswith("sscl"))
-    assert "sscl train DATASET -o RUN --method sscl --set unlabelled=false. Beside vnet," in sscl
+    assert "sscl train DATASET -o RUN --method sscl --iterations 600 --set unlabelled=false, with the same seeds" in sscl
     means = {(group.method, group.masks): group.mean for group in groups}
     assert f"together: {means['sscl', 8] - means['vnet', 8]:+.3f} [" in sscl
     assert any(line.startswith("dtc") and "cannot be told" in line for line in found.answers)
@@ -346,8 +350,8 @@ def test_a_run_on_other_data_or_of_another_network_is_no_baseline(tmp_path: Path
     change(vnet, **changed)
     assert gains(grouped(read_records(tmp_path))) == []
     (answer,) = compare([ours, vnet]).answers
-    settings = " --set dropout=0.0." if "dropout" in changed.get("config", {}) else ""
-    assert f"sscl train DATASET -o RUN --method vnet{settings}" in answer
+    settings = " --set dropout=0.0," if "dropout" in changed.get("config", {}) else ""
+    assert f"sscl train DATASET -o RUN --method vnet --iterations 600{settings}" in answer
 
 
 def test_two_runs_that_could_be_the_baseline_are_named(tmp_path: Path) -> None:

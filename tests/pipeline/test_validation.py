@@ -455,7 +455,7 @@ def test_best_and_last_are_never_one_group_nor_baseline_of_each_other(kept: Path
     }
     shutil.rmtree(kept / "vnet_8_0_best")
     answers = compare([kept]).answers
-    assert any("--method vnet and the same --validation." in answer for answer in answers)
+    assert any("seeds, settings and --validation." in answer for answer in answers)
     rows = read_result(kept / "vnet_8_0").rows
     assert dice_by_case(rows) == dice_by_case(read_result(kept / "vnet_8_0_validated").rows)
 

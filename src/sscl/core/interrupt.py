@@ -14,6 +14,14 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.number = number
 
 
+_ever: list[int] = []
+
+
+def was_noted() -> bool:
+    """Whether this process has noted a signal: it saves and ends, and a second one would end it at once."""
+    return bool(_ever)
+
+
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM are noted, to be obeyed after the current step; a second one acts at once."""
@@ -21,6 +29,7 @@ def noted_signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.append(number)
+        _ever.append(number)
         signal.signal(number, previous[signal.Signals(number)])
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

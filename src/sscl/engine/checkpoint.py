@@ -45,8 +45,14 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
             f"{path}: cannot be written ({error.__context__ or error}); it needs {_bytes(state) / 2**20:.1f} MiB, the "
             f"disk has {free / 2**20:.1f} MiB free. The checkpoint before it is kept: make room and repeat the command."
         ) from None
-    complete = sorted(path for path in folder.glob(_OURS) if _promised(path) == sha256(path))  # damaged ones go
-    for old in {*folder.glob(_OURS)} - {*complete[-KEEP:]}:
+    kept = [path]
+    for old in sorted({*folder.glob(_OURS)} - {path}, reverse=True):
+        try:
+            if len(kept) < KEEP and _promised(old) == sha256(old):
+                kept.append(old)
+                continue
+        except OSError:  # not to be read now: neither kept for good nor lost
+            continue
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()
     return path
@@ -78,7 +84,7 @@ def newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     not by time; a damaged one is named in a warning and passed over.
     """
     for path in sorted(folder.glob(_OURS), reverse=True):
-        if _promised(path) == sha256(path):
+        if _is_good(path):
             return _loaded(path, device)
         log.warning("%s is incomplete or damaged; using the checkpoint before it", path)
     return None
@@ -132,6 +138,14 @@ def fitting(folder: Path) -> Iterator[None]:
             f"{folder}: the newest checkpoint does not fit the recipe beside it ({type(error).__name__}: {said}). "
             "Get both from one run again, or train anew."
         ) from None
+
+
+def _is_good(path: Path) -> bool:
+    """Whether it is as it was written. One that cannot be read is not, for now."""
+    try:
+        return _promised(path) == sha256(path)
+    except OSError:
+        return False
 
 
 def _promised(path: Path) -> object:

@@ -62,8 +62,9 @@ def read_recipe(run: Path) -> Recipe:
 
 def recipe_digest(run: Path) -> str:
     """By which what was computed with a recipe is known to be so: of the file's values, but those that may differ."""
+    read_recipe(run)  # refuses what is none
     values = {key: value for key, value in read_yaml(run / RECIPE).items() if key not in FREE}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def require_recipe(state: Mapping[str, Any], run: Path) -> None:
@@ -154,7 +155,12 @@ def only_writer(folder: Path) -> Iterator[Callable[[], None]]:
     path = folder / LOCK
     if path.is_symlink():
         raise UserError(f"{path}: a link, and nothing is written through links. Remove it.")
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except PermissionError:
+        raise UserError(
+            f"{folder}: nothing can be written there. Change its permissions, or give another -o."
+        ) from None
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

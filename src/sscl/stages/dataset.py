@@ -97,7 +97,7 @@ def is_dataset(folder: Path) -> bool:
     return (folder / PLAN).is_file() and (folder / DATASET).is_file()
 
 
-def open_dataset(folder: Path) -> Dataset:
+def open_dataset(folder: Path, with_store: bool = True) -> Dataset:
     """Raises UserError if the folder is not a complete prepared data set."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist. `sscl prepare SRC -o {folder}` makes it from a folder of scans.")
@@ -109,7 +109,7 @@ def open_dataset(folder: Path) -> Dataset:
         )
     values = {name: read_object(folder / name, shape=_SHAPES.get(name, Shape)) for name in (DATASET, SPLIT, PLAN)}
     values[STAGE] = read_stage(folder, "config", "inputs")
-    require_files(folder, values[STAGE], NOTED, AGAIN)
+    require_files(folder, values[STAGE], NOTED if with_store else NOTED[:-1], AGAIN)
     plan = Plan.read(values[PLAN], str(folder / PLAN))
     split = Split.read(values[SPLIT], str(folder / SPLIT))
     listed = [case for cases in split.lists().values() for case in cases]

@@ -88,7 +88,7 @@ def evaluate(
         _log_opening(reference, prediction, due)
     spacing_mm = spacing_mm or due.spacing_if_missing_mm
     labels = due.labels or dict(enumerate(made.get("labels") or ())) or _labels_in(due, spacing_mm)
-    truths = {str(path): digest(path) for path in due.masks.values()}
+    truths = {str(path.absolute()): digest(path) for path in due.masks.values()}
     scores: list[table.Score] = []
     for case in sorted(due.masks):
         if case not in predicted:
@@ -99,7 +99,7 @@ def evaluate(
     )
     noted = {
         "config": {"split": split, "tolerance_mm": tolerance_mm, "spacing_mm": spacing_mm},
-        "inputs": {str(predicted[case]): masks[case] for case in masks} | truths,
+        "inputs": {str(predicted[case].absolute()): masks[case] for case in masks} | truths,
         "masks": masks,
         "select": made.get("config", {}).get("select"),  # which weights of a run the masks are by; None: not known
     }

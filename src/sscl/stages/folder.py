@@ -38,6 +38,11 @@ class Stage(Shape):
     cases: dict[str, str] = Field(default_factory=dict)
     select: Literal["last", "best"] | None = None
     peak_memory_bytes: int | None = None
+    files: dict[str, str] = Field(default_factory=dict)
+    masks: dict[str, str] = Field(default_factory=dict)
+    probabilities: dict[str, str] = Field(default_factory=dict)
+    weights: dict[str, str] = Field(default_factory=dict)
+    recipe: str | None = None
 
 
 @contextmanager

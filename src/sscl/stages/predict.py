@@ -202,7 +202,7 @@ def _found(path: Path, split: str, plan: Plan) -> Scans:
                 path,
             )
         return scans_in(path, len(plan.channels))
-    data = open_dataset(path)
+    data = open_dataset(path, with_store=False)
     lists = data.split.lists()
     if split not in lists:
         raise unknown("--split", split, lists)

@@ -109,8 +109,8 @@ def train(
                 trainer.restore(state)
                 validated.restore(state)
             log.info("continuing %s after iteration %d of %d", out, trainer.iteration, recipe.iterations)
-        elif any((out / CHECKPOINTS).glob("*.pt")):
-            log.warning("%s has no undamaged checkpoint: it begins anew", out)
+        elif (out / STAGE).exists() or any((out / CHECKPOINTS).glob("*.pt")):
+            log.warning("%s has no undamaged checkpoint any more: it begins anew", out)
         if trainer.iteration == recipe.iterations and (out / STAGE).exists():
             log.info("%s is finished: %d iterations", out, recipe.iterations)
             return recipe

@@ -62,12 +62,14 @@ class Cases:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a suite. done: its record exists. hours: on one GPU, an estimate."""
+    """A run of a suite. done: its record exists. hours: on one GPU, an estimate. identities: a record of it has one of
+    them."""
 
     row: Row
     job: Job
     done: bool
     hours: float
+    identities: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -131,13 +133,14 @@ def plan(
                 resolve(dataset, row.method, row.settings, iterations, seed, place, precision, threads or 1)
                 for precision in precisions
             ]
-            found = next((known[key] for key in map(identity, recipes) if key in known), None)
+            identities = frozenset(map(identity, recipes))
+            found = next((known[key] for key in sorted(identities) if key in known), None)
             if found is None and seed not in asked:
                 continue
             if found is not None:
                 job = job.override({"record": str(found)}, name)
             hours = gpu_hours(row.method, recipes[0].iterations, dataset.plan.patch)
-            planned.append(Planned(row, job, found is not None, hours))
+            planned.append(Planned(row, job, found is not None, hours, identities))
     return planned
 
 

@@ -308,9 +308,13 @@ def _unanswered(group: Group, groups: Sequence[Group]) -> str:
         unlike = {setting for other in _candidates(group, groups) for setting in _unlike(group, other)} - {"optimiser"}
         settings = ["unlabelled=false"] if name == group.method else []
         settings += [f"{setting}={str(group.config[setting]).lower()}" for setting in sorted(unlike)]
-        need = " ".join(["sscl train DATASET -o RUN --method", name, *(f"--set {text}" for text in settings)])
-        alike = " and the same --validation" if group.selection else ""
-        why = f"what the unlabelled scans gave is told by a run of the same network without them: {need}{alike}."
+        need = f"sscl train DATASET -o RUN --method {name} --iterations {group.iterations}"
+        need += "".join(f" --set {text}" for text in settings)
+        alike = " and --validation" if group.selection else ""
+        why = (
+            f"what the unlabelled scans gave is told by a run of the same network without them: {need}, with the same "
+            f"seeds, settings{alike}."
+        )
     return f"{who}: {why}{_beside_vnet(group, groups)}"
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from sscl.core.config import Config
 from sscl.core.errors import UserError
 from sscl.core.files import read_object
-from sscl.core.interrupt import Interrupted
+from sscl.core.interrupt import Interrupted, was_noted
 from sscl.stages.evaluate import evaluate
 from sscl.stages.predict import predict
 from sscl.stages.reading import require_as_scored
@@ -98,7 +98,8 @@ def stop_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not was_noted():  # else the signal that ended the parent reached this process as well
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 

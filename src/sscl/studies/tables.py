@@ -13,7 +13,7 @@ from sscl.report.paper_tables import NOT_PRINTED, Key, Ours, Spread, paper_table
 from sscl.report.published import departing, published
 from sscl.report.tables import Row as ScoreRow
 from sscl.report.tables import num_failed
-from sscl.stages.record import RECORD, Result, read_result
+from sscl.stages.record import RECORD, Result, read_results
 from sscl.studies.benchmark import Planned
 from sscl.studies.compare import compared
 from sscl.studies.suites import READINGS, Row, Suite
@@ -28,9 +28,13 @@ Done = Sequence[tuple[Row, Result]]
 
 
 def results(planned: Sequence[Planned]) -> Done:
-    """Of the runs that have a record."""
-    kept = [item for item in planned if (Path(item.job.record) / RECORD).is_file()]
-    return [(item.row, read_result(Path(item.job.record))) for item in kept]
+    """Of the runs that have a record of their own: one of other settings under the same name is none."""
+    found = [(item, read_results([Path(item.job.record)])) for item in planned if is_recorded(item)]
+    return [(item.row, result) for item, kept in found for result in kept if result.identity in item.identities]
+
+
+def is_recorded(item: Planned) -> bool:
+    return (Path(item.job.record) / RECORD).is_file()
 
 
 def write_tables(suite: Suite, done: Done, out: Path) -> list[Path]:
