@@ -68,9 +68,15 @@ def damaged(path: Path, rng: random.Random) -> dict[Path, bytes]:
     changed = {path: damage(rng, content)}
     if rng.random() < 0.5:
         return changed
+    return untold(path, changed[path])
+
+
+def untold(path: Path, content: bytes) -> dict[Path, bytes]:
+    """The file with this content, and what lies around so changed that no digest tells it."""
+    changed = {path: content}
     if holder := digest_of(path):
         file, key = holder
-        facts = json.loads(file.read_text()) | {key: hashlib.sha256(changed[path]).hexdigest()}
+        facts = json.loads(file.read_text()) | {key: hashlib.sha256(content).hexdigest()}
         changed[file] = json.dumps(facts).encode()
     around = {folder / name for folder in list(path.parents)[:3] for name in MANIFESTS}
     for file in sorted(around | {path}):

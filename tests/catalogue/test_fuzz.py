@@ -5,6 +5,7 @@ Random damage to every kind of file that is read, for 60 seconds in all (`make t
 Why not another program: docs/decisions/0011-fuzzing.md.
 """
 
+import io
 import json
 import os
 import random
@@ -23,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs import CANARY, describe, nifti, put
-from damage import SHAPE, VOXELS, damaged, dicom_slice, h5_file, nrrd_file
+from damage import SHAPE, VOXELS, damaged, dicom_slice, h5_file, nrrd_file, untold
 from harness import SECONDS as LONGEST
 from harness import contents
 
@@ -286,6 +287,8 @@ FOUND = [  # of one file of a target, what is replaced, by what
     ("prepared", "data/stage.json", '"config": {', '"config": 0.5, "x": {'),
     ("run", "runs/tested/recipe.yaml", r"plan:\n( .*\n)+", "plan: x\n"),
     ("run", "runs/tested/recipe.yaml", "width: 1", "width: 2"),
+    ("report", "runs/tested/recipe.yaml", "(?s).+", "[]"),
+    ("predictions", "masks/stage.json", r'"probabilities": \{', '"probabilities": "x", "y": {'),
     ("run", "runs/tested/recipe.yaml", "width: 1", "width: x"),
     ("run", "runs/tested/recipe.yaml", "method: vnet", "method: x"),
     ("model", "model/model.json", '"config": {', '"config": 0.5, "x": {'),
@@ -322,9 +325,23 @@ def test_what_was_found(name: str, file: str, old: str, new: str, sound: Sound) 
     text = (sound.root / file).read_text("latin-1")
     changed = re.sub(old, new, text, count=1)
     assert changed != text
-    (sound.root / file).write_text(changed, "latin-1")
+    for path, content in untold(sound.root / file, changed.encode("latin-1")).items():
+        path.write_bytes(content)
     with pytest.raises(UserError, match=f"{Path(file).name}|tested"):
         TARGETS[name].read(sound.root)
+
+
+@pytest.mark.parametrize("change", [{"method": [1]}, {"method": {"x": 1}}, {"method": None}, {"optimisers": 3}])
+def test_what_was_found_in_checkpoints(change: dict[str, Any], sound: Sound) -> None:
+    sound.restore()
+    path = max((sound.root / "runs/tested/checkpoints").glob("*.pt"))
+    state = {key: value for key, value in (torch.load(path) | change).items() if value is not None}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    for file, content in untold(path, buffer.getvalue()).items():
+        file.write_bytes(content)
+    with pytest.raises(UserError, match="tested"):
+        TARGETS["checkpoint"].read(sound.root)
 
 
 @pytest.mark.slow

@@ -268,7 +268,9 @@ def test_only_the_same_network_on_the_same_masks_tells_what_unlabelled_scans_gav
     assert len(found.answers) == 3
     assert found.answers[0].startswith("mean_teacher: with 8 masks, the 42 unlabelled scans")
     (sscl,) = (line for line in found.answers if line.startswith("sscl"))
-    assert "sscl train DATASET -o RUN --method sscl --iterations 600 --set unlabelled=false, with the same seeds" in sscl
+    assert (
+        "sscl train DATASET -o RUN --method sscl --iterations 600 --set unlabelled=false, with the same seeds" in sscl
+    )
     means = {(group.method, group.masks): group.mean for group in groups}
     assert f"together: {means['sscl', 8] - means['vnet', 8]:+.3f} [" in sscl
     assert any(line.startswith("dtc") and "cannot be told" in line for line in found.answers)
