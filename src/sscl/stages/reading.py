@@ -97,7 +97,12 @@ def require_as_scored(predictions: Path, run: Path) -> None:
                 raise UserError(f"{mask}: is not the mask that was scored: predicted again, or changed. {again}")
     for name, promised in stage["inputs"].items() if masks else ():
         path = Path(name)
-        if path.is_absolute() and masks.get(case_stem(path)) != promised and path.is_file() and digest(path) != promised:
+        if (
+            path.is_absolute()
+            and masks.get(case_stem(path)) != promised
+            and path.is_file()
+            and digest(path) != promised
+        ):
             raise UserError(f"{path}: was changed since masks were scored against it. {again}")
     if not ((run / STAGE).is_file() and (predictions / STAGE).is_file()):
         return
