@@ -262,7 +262,7 @@ def test_without_an_undamaged_checkpoint_a_run_begins_anew_and_says_so(
     for path in (run / "checkpoints").glob("*.pt"):
         cut(path)
     train_tiny(run)
-    assert f"{run} has no undamaged checkpoint: it begins anew" in caplog.text
+    assert f"{run} has no undamaged checkpoint any more: it begins anew" in caplog.text
     assert iterations(run) == list(range(6))
     assert_equal_weights(trained, run)
 
