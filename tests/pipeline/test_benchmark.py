@@ -1,7 +1,7 @@
 """Benchmarks: what is planned, run, kept and not repeated; what the comparison says and what it does not claim."""
 
+import copy
 import csv
-import json
 import re
 import shutil
 import signal
@@ -40,7 +40,7 @@ CASES = Cases(pool="1:6", test="7:8")
 
 def suite(tmp_path: Path, *rows: dict[str, Any]) -> Suite:
     path = tmp_path / "suite.yaml"
-    path.write_text(json.dumps({"title": "tiny", "rows": rows}))  # which is YAML without aliases
+    path.write_text(yaml.safe_dump({"title": "tiny", "rows": [copy.deepcopy(row) for row in rows]}))
     return find_suite(str(path))
 
 
@@ -88,6 +88,8 @@ def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) ->
     old = facts | {"versions": {"engine": 1, "method": METHODS["vnet"].version + 1}}
     write_sealed(out / "records" / names[0] / "record.json", old)
     assert [item.done for item in planned(chosen, tiny, out)] == [False, True, True, False]
+    assert len(results(planned(chosen, tiny, out))) == 2
+    write_sealed(out / "records" / names[0] / "record.json", facts)
     # opened once each, by evaluate
     openings = [len((out / f"data_{n}" / "openings.jsonl").read_text().splitlines()) for n in (2, 3)]
     assert openings == [1, 2]
