@@ -6,20 +6,18 @@ Killed processes, full disks and resuming: test_faults_resume.py. Faults while p
 import gc
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_set import LABELLED, UNLABELLED, Tiny, assert_equal_weights, make_source, prepared
+from tiny_set import LABELLED, UNLABELLED, Tiny, assert_equal_weights, files_of_at_most, make_source, prepared
 
 from sscl.core.errors import UserError
 from sscl.core.interrupt import Interrupted
@@ -63,17 +61,6 @@ def begun(train_tiny: Train, out: Path, done: int, **options: Any) -> Path:
 def _loader(dataset: Path) -> PatchLoader:
     plan = Plan.read(json.loads((dataset / "plan.json").read_text()), "plan.json")
     return PatchLoader(CaseStore(dataset / "store"), LABELLED, UNLABELLED, plan, 0)
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel refuses larger ones, those in shared memory included."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("draw", [Draw(range(2), range(2)), Draw(range(2), range(0))])

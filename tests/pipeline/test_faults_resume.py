@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_set import Tiny, assert_equal_weights, iterations, start, wait_for
+from tiny_set import Tiny, assert_equal_weights, files_of_at_most, iterations, start, wait_for
 
 from sscl import cli
 from sscl.core.errors import UserError
@@ -397,17 +396,6 @@ def refused(code: int, errors: str, *words: str) -> None:
 
 
 @contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
@@ -431,7 +419,7 @@ def test_a_checkpoint_that_may_not_be_so_large_leaves_the_old_one(
     with pytest.raises(Interrupted):
         train_tiny(run, on_step=stop)
     before = {path: sha256(path) for path in (run / "checkpoints").iterdir()}
-    with file_limit(2**20):
+    with files_of_at_most(2**20):
         code = cli.main(command(tiny, run))
     refused(
         code, capsys.readouterr().err, "00000004.pt: cannot be written", "it needs 3.3 MiB", "MiB free", "make room"

@@ -1,9 +1,12 @@
 """A tiny data set on disk: 3 labelled, 3 unlabelled, 2 test cases; runs on it, and what to compare them by."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,3 +117,14 @@ def wait_for(run: Path, iteration: int) -> None:
     while not any(int(path.stem) >= iteration for path in (run / "checkpoints").glob("*.json") if path.stem.isdigit()):
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.01)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes, those in shared memory included."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -236,7 +236,7 @@ def _key(at: Opened, case: str, with_mask: bool) -> str:
     except (UserError, OSError):
         return ""
     whole = [sscl.__version__, commit(), content, settings, sorted(found.label_map.items())]
-    return _sha256(whole)
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def _known(out: Path) -> dict[str, Seen]:
@@ -252,10 +252,6 @@ def _known(out: Path) -> dict[str, Seen]:
         return {key: _seen_from_json(value) for key, value in content["known"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _seen_to_json(seen: Seen) -> dict[str, Any]:
