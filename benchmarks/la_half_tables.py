@@ -1,4 +1,4 @@
-"""The tables of docs/results/la_half.md and methods.md, from the records that `la_half.py` leaves.
+"""The tables of docs/results/la_half.md and methods.md, from the records that `every_method.yaml` leaves.
 
 python benchmarks/la_half_tables.py docs/results/runs
 """

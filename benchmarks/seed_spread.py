@@ -1,6 +1,7 @@
 """Where the spread between seeds comes from: initial weights, crops, batch norm's statistics, the last iteration.
 
-python benchmarks/seed_spread.py DATASET OUT.csv [METHOD]     (a data set of `la_half.py`; about 40 minutes for vnet)
+python benchmarks/seed_spread.py DATASET OUT.csv [METHOD]     (DATASET: as in docs/results/la_half_development.md;
+about 40 minutes for vnet)
 
 A grid of three initialisations by three orders of crops, as `--seed` draws them; each run scored at an iteration
 before its end too, and at its end with batch norm's statistics taken anew over 50 batches. Mean Dice of the development

@@ -122,6 +122,14 @@ def test_memory_that_does_not_suffice_is_told_with_advice(
     refused(words, lambda: dry_run(tiny.dataset, settings={"width": 2}, threads=1, device="cpu"))
 
 
+def test_a_patch_that_a_norm_cannot_train_on_is_told_with_advice(tiny: Tiny, tmp_path: Path) -> None:
+    """URPC's network has instance norm, and halves these patches of 16 voxels to a single one."""
+    options = {"method": "urpc", "settings": {"width": 2}, "iterations": 2, "threads": 1, "device": "cpu"}
+    words = r"a single voxel is left.*larger patch \(--set patch=32,32,32\)"
+    refused(words, lambda: train(tiny.dataset, tmp_path / "run", **options))
+    refused(words, lambda: dry_run(tiny.dataset, **options))
+
+
 def test_another_error_of_torch_is_not_taken_for_one_of_memory(
     train_tiny: Train, tmp_path: Path, monkeypatch: Any
 ) -> None:

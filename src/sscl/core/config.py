@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sscl.core.errors import UserError, unknown
+from sscl.core.files import PlainLoader
 
 
 class Config(BaseModel):
@@ -55,7 +56,7 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
             value = _Loader(text).get_single_data()
             if isinstance(value, str) and "," in value:
                 value = _Loader(f"[{value}]").get_single_data()
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError(
                 f"--set {pair}: the value cannot be read. Write a number, a word, true or false, or 16,16,16."
             ) from None
@@ -63,7 +64,7 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     return settings
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(PlainLoader):
     """Plain values, with YAML 1.2's floats: to YAML 1.1, 1e-3 is text, because it has no point."""
 
 

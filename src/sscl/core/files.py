@@ -169,13 +169,13 @@ def read_yaml(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return _Plain(text).get_single_data()
+        return PlainLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{path}: damaged, or not plain YAML ({said}). Mend it.") from None
 
 
-class _Plain(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """Without aliases: ten lines of them unfold to gigabytes, and one can hold itself."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:

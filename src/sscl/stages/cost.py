@@ -2,11 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from sscl.core.errors import UserError
 from sscl.data.patches import Loaded
 from sscl.engine import checkpoint
 from sscl.engine.train import Span, Trainer
@@ -57,7 +59,7 @@ def timed(
         ends = [time.perf_counter()]
         while len(ends) <= 2 or (len(ends) <= most + 1 and ends[-1] - ends[0] < TIMED_SECONDS):
             trainer.iteration = span.start
-            with told_if_memory_ends(LESS_MEMORY):
+            with told_if_memory_ends(LESS_MEMORY), told_if_patch_is_small():
                 trainer.step(span, load(span, span.start))
             if place.type == "cuda":
                 torch.cuda.synchronize()
@@ -75,3 +77,17 @@ def timed(
         validations = (time.perf_counter() - began) * VALIDATIONS
     disk = checkpoint.KEEP * (size + momenta + best) + trainer.iterations * 300
     return Cost(trainer.iterations, seconds, peak_memory_bytes(place), disk, validations)
+
+
+@contextmanager
+def told_if_patch_is_small() -> Iterator[None]:
+    """Raises UserError where a network halves a patch down to one voxel and then has nothing to normalise it by."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 "):  # torch's, of instance norm and of batch norm
+            raise
+        raise UserError(
+            "the method's network halves the patch until a single voxel is left, which its norm cannot train on. "
+            "Prepare the data set with a larger patch (--set patch=32,32,32)."
+        ) from None

@@ -33,7 +33,7 @@ from sscl.engine.run import (
 )
 from sscl.engine.train import Log, Span, Trainer
 from sscl.engine.validation import Validation
-from sscl.stages.cost import LESS_MEMORY, Cost, timed
+from sscl.stages.cost import LESS_MEMORY, Cost, timed, told_if_patch_is_small
 from sscl.stages.dataset import STORE, Dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, set_threads, told_if_memory_ends
 from sscl.stages.folder import STAGE, refuse_read_only, write_stage
@@ -286,7 +286,7 @@ def _run(
                 saved = time.monotonic()
             return True
 
-        with told_if_one_dies(), told_if_memory_ends(LESS_MEMORY):
+        with told_if_one_dies(), told_if_memory_ends(LESS_MEMORY), told_if_patch_is_small():
             trainer.run(load, after_step)
         save()
         if caught and trainer.iteration < trainer.iterations:
