@@ -280,13 +280,13 @@ def test_pseudo_labels_choose_the_unlabelled_voxels() -> None:
 def test_every_weight_learns_in_bf16_too() -> None:
     """Autocast may keep weights that it has cast under no_grad, and they would get no gradient.
 
-    Which gradient is not asked: oneDNN's bf16 convolutions give NaN for the smallest features now and then.
+    grad raises where there is none. Which one it is, is not asked: oneDNN's bf16 convolutions give NaN for the smallest features now and then.
     """
     method, crops = build(), batch()
     with torch.autocast("cpu", torch.bfloat16):
         objective = step(method, crops)
     weights = list(method.parameters())
-    assert all(slope.ne(0).any() for slope in torch.autograd.grad(objective.loss, weights))  # raises where there is none
+    assert all(slope.ne(0).any() for slope in torch.autograd.grad(objective.loss, weights))
 
 
 def test_parameters() -> None:

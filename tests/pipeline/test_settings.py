@@ -22,7 +22,9 @@ def test_values_are_read_as_yaml() -> None:
     assert SSCLConfig.read(parse_settings(("lam=1e-3",)), "test").lam == 0.001
 
 
-@pytest.mark.parametrize("pair", ["patch=[16", "patch=16,[", "patch={", "patch='16", "patch=&a [*a]", "patch=" + "[" * 5000])
+@pytest.mark.parametrize(
+    "pair", ["patch=[16", "patch=16,[", "patch={", "patch='16", "patch=&a [*a]", "patch=" + "[" * 5000]
+)
 def test_what_is_no_yaml_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match=r"--set patch=.*cannot be read"):
         parse_settings((pair,))
