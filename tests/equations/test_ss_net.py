@@ -280,7 +280,8 @@ def test_pseudo_labels_choose_the_unlabelled_voxels() -> None:
 def test_every_weight_learns_in_bf16_too() -> None:
     """Autocast may keep weights that it has cast under no_grad, and they would get no gradient.
 
-    grad raises where there is none. Which one it is, is not asked: oneDNN's bf16 convolutions give NaN for the smallest features now and then.
+    `grad` raises where there is none. Finite they need not be: oneDNN's bf16 convolutions give NaN for the smallest
+    features now and then.
     """
     method, crops = build(), batch()
     with torch.autocast("cpu", torch.bfloat16):
