@@ -17,6 +17,7 @@ from sscl.core.errors import UserError
 from sscl.data.check_set import check_patients
 from sscl.data.placement import FEWEST, Place, misplaced, place
 from sscl.stages import check as stage
+from sscl.stages import folder
 from sscl.stages.check import CheckResult, check
 from sscl.stages.prepare import prepare
 
@@ -71,6 +72,18 @@ def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path) -> None:
     assert (result.findings, result.errors) == ((), 0)
     assert result.cases == {"labelled": 4, "unlabelled": 2, "development": 0, "test": 0}
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_long_check_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = nnunet(tmp_path / "src")
+    for silent, told in ((60.0, []), (0.0, [f"read {done} of 6 cases" for done in range(6)])):
+        monkeypatch.setattr(folder, "SILENT_SECONDS", silent)
+        caplog.clear()
+        with caplog.at_level("INFO", "sscl"):
+            check(source)
+        assert [message for message in caplog.messages if message.startswith("read")] == told
 
 
 def test_all_that_is_wrong_is_told_at_once_and_prepare_stops_at_the_same(tmp_path: Path) -> None:

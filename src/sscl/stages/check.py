@@ -29,7 +29,7 @@ from sscl.data.facts import Facts, facts_of, from_json, to_json
 from sscl.data.source import Source
 from sscl.stages.assign import announce, content_digest, is_h5
 from sscl.stages.cases import image_of, pair_of
-from sscl.stages.folder import captured_warnings, commit
+from sscl.stages.folder import captured_warnings, commit, counted
 from sscl.stages.request import Opened, Request, assigned, check_assigned, opened
 from sscl.volumes.dicom import patient_of
 
@@ -95,7 +95,7 @@ def check(source: Path, out: Path | None = None, **options: Any) -> CheckResult:
     at = _attempt(findings, lambda: opened(source, Request(**options)))
     if at:
         lists = _lists(at, findings)
-        for case, with_mask in to_look_at(at.found, lists, OPENED):
+        for case, with_mask in counted(to_look_at(at.found, lists, OPENED), "read"):
             keys[case] = _key(at, case, with_mask)
             if known := before.get(keys[case]):
                 cases[case] = known

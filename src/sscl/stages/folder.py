@@ -8,11 +8,11 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy
 from pydantic import Field
@@ -22,8 +22,11 @@ from sscl.core.errors import UserError
 from sscl.core.files import Shape, read_sealed, sha256, write_sealed
 
 logger = logging.getLogger("sscl")
+T = TypeVar("T")
 
 STAGE = "stage.json"
+SILENT_SECONDS = 10.0
+"""So long a command reads cases without telling how far it is."""
 
 
 class Stage(Shape):
@@ -110,6 +113,16 @@ class _Once(logging.Filter):
         if fresh and record.levelno >= logging.WARNING:
             self.messages[message] = None
         return fresh
+
+
+def counted(items: Iterable[T], done: str) -> Iterator[T]:
+    """The items one by one; where they take long, tells now and then how many are done: "read 40 of 1000 cases"."""
+    every, told = tuple(items), time.monotonic()
+    for number, item in enumerate(every):
+        if time.monotonic() - told > SILENT_SECONDS:
+            told = time.monotonic()
+            logger.info("%s %d of %d cases", done, number, len(every))
+        yield item
 
 
 @contextmanager

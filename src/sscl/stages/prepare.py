@@ -23,7 +23,7 @@ from sscl.stages.assign import announce, digests, relative
 from sscl.stages.cases import CROPPED, crop_cases, image_of, label_of
 from sscl.stages.check import judge, look, masks_folder, to_look_at
 from sscl.stages.dataset import NOTED, open_dataset
-from sscl.stages.folder import STAGE, built, collected_warnings, read_stage, write_stage
+from sscl.stages.folder import STAGE, built, collected_warnings, counted, read_stage, write_stage
 from sscl.stages.request import Opened, Request, assigned, check_assigned, inputs_read, opened
 
 logger = logging.getLogger("sscl")
@@ -113,7 +113,7 @@ def _checked(at: Opened, split: Split) -> tuple[list[Fingerprint], list[tuple[in
     every, labelled = list(split.lists()), frozenset(split.labelled)
     seen, prints, values = {}, [], []
     findings: list[Finding] = []
-    for case, with_mask in to_look_at(at.found, split.lists(), every if at.crops else ("labelled",)):
+    for case, with_mask in counted(to_look_at(at.found, split.lists(), every if at.crops else ("labelled",)), "read"):
         seen[case], pair = look(at, case, with_mask)
         findings += seen[case].findings
         if pair and case in labelled and pair.image.shape == pair.label.shape:
@@ -147,7 +147,7 @@ def _fill(store: Path, found: Source, split: Split, plan: Plan) -> None:
     store.mkdir()
     labelled = frozenset(split.labelled)
     written: dict[str, str] = {}
-    for case in (*split.labelled, *split.unlabelled):
+    for case in counted((*split.labelled, *split.unlabelled), "stored"):
         where = str(found.cases[case].images[0])
         image, label = image_of(found, case, plan.spacing_if_missing_mm), None
         if case in labelled:
