@@ -113,7 +113,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """As `write_json`, with the digest of what is in it: a manifest must not be damaged unnoticed either."""
-    write_json(path, {**value, SEAL: _digest(value)})
+    write_json(path, {**value, SEAL: json_digest(value)})
 
 
 def read_sealed(path: Path, *keys: str, shape: type[Shape] = Shape) -> dict[str, Any]:
@@ -134,12 +134,12 @@ def read_sealed(path: Path, *keys: str, shape: type[Shape] = Shape) -> dict[str,
 def unsealed(content: dict[str, Any]) -> bool:
     """Take the digest out of the content of a sealed file; whether it fits, or there is none."""
     promised = content.pop(SEAL, None)
-    return promised is None or promised == _digest(content)
+    return promised is None or promised == json_digest(content)
 
 
-def _digest(value: Mapping[str, Any]) -> str:
-    """Of a JSON object: neither the order of its keys nor how it is set counts."""
-    plain = json.loads(json.dumps(value))
+def json_digest(value: Any) -> str:
+    """SHA-256 of plain values: neither the order of its keys nor how it is set counts."""
+    plain = json.loads(json.dumps(value, default=str))  # dates of YAML, and keys that are numbers, become text
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,6 +1,5 @@
 """The run folder: recipe, log, lock."""
 
-import hashlib
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ import yaml
 
 from sscl.core.config import Config
 from sscl.core.errors import UserError
-from sscl.core.files import named, open_to_append, read_yaml, write_text
+from sscl.core.files import json_digest, named, open_to_append, read_yaml, write_text
 from sscl.core.plan import Plan
 
 log = logging.getLogger("sscl")
@@ -64,7 +63,7 @@ def recipe_digest(run: Path) -> str:
     """By which what was computed with a recipe is known to be so: of the file's values, but those that may differ."""
     read_recipe(run)  # refuses what is none
     values = {key: value for key, value in read_yaml(run / RECIPE).items() if key not in FREE}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+    return json_digest(values)
 
 
 def require_recipe(state: Mapping[str, Any], run: Path) -> None:

@@ -1,7 +1,5 @@
 """`sscl check`: all that is wrong with a folder of scans and masks, in one list; `prepare` begins with the same."""
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +9,7 @@ from typing import Any, TypeVar
 
 import sscl
 from sscl.core.errors import UserError
-from sscl.core.files import SEAL, read_json, unsealed, write_sealed
+from sscl.core.files import SEAL, json_digest, read_json, unsealed, write_sealed
 from sscl.data.check import Finding, Pair, check_image, check_pair
 from sscl.data.check_set import (
     Lists,
@@ -236,7 +234,7 @@ def _key(at: Opened, case: str, with_mask: bool) -> str:
     except (UserError, OSError):
         return ""
     whole = [sscl.__version__, commit(), content, settings, sorted(found.label_map.items())]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return json_digest(whole)
 
 
 def _known(out: Path) -> dict[str, Seen]:

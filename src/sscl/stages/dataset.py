@@ -1,7 +1,5 @@
 """Opening a prepared data set: what every stage after `prepare` starts from."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from sscl.core.errors import UserError
-from sscl.core.files import Shape, read_object
+from sscl.core.files import Shape, json_digest, read_object
 from sscl.core.plan import Plan, Spacing
 from sscl.data.split import Split
 from sscl.data.store import DIGESTS
@@ -116,8 +114,7 @@ def open_dataset(folder: Path, with_store: bool = True) -> Dataset:
     if stray := [case for case in listed if case not in values[DATASET]["cases"]]:
         raise UserError(f"{folder / SPLIT}: case '{stray[0]}' is not in {DATASET}. Prepare the data set again.")
     cropped = [] if Path(values[DATASET]["source"]).is_absolute() else ["cropped"]
-    identity = json.dumps([values[PLAN], values[SPLIT], values[STAGE]["inputs"], *cropped], sort_keys=True)
-    digest = hashlib.sha256(identity.encode()).hexdigest()
+    digest = json_digest([values[PLAN], values[SPLIT], values[STAGE]["inputs"], *cropped])
     return Dataset(folder, values[DATASET], split, plan, values[STAGE]["config"].get("preset"), digest)
 
 

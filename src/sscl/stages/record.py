@@ -1,9 +1,7 @@
 """What is kept of a finished run when its weights are not: recipe, scores, a thinned log, digests. Small, for git."""
 
 import csv
-import hashlib
 import io
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ import numpy as np
 import yaml
 
 from sscl.core.errors import UserError
-from sscl.core.files import Shape, read_object, read_sealed, read_text, sha256, write_sealed, write_text
+from sscl.core.files import Shape, json_digest, read_object, read_sealed, read_text, sha256, write_sealed, write_text
 from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe
 from sscl.engine.train import ENGINE_VERSION
 from sscl.methods import METHODS, method_class
@@ -74,7 +72,7 @@ def identity(recipe: Recipe, engine: int | None = None, method: int | None = Non
     values = recipe.model_dump(mode="json", exclude={*FREE, "config"}) | {"config": config.model_dump(mode="json")}
     values["versions"] = [engine or ENGINE_VERSION, method or METHODS[recipe.method].version]
     values["select"] = select
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json_digest(values)
 
 
 def read_result(folder: Path) -> Result:
