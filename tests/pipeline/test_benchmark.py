@@ -69,6 +69,9 @@ def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) ->
     # the run that fails says why and stops no other
     assert [bool(outcome.error) for outcome in outcomes] == [False, False, False, True]
     assert "became nan" in outcomes[3].error
+    assert re.search(
+        r"^train (\d)/\1, 0 s left, student/loss ", benchmark.log_of(plan[0].job).read_text(), re.MULTILINE
+    )
     assert {path.name for path in (out / "records").iterdir()} == set(names[:3])
     assert [item.done for item in planned(chosen, tiny, out)] == [True, True, True, False]
     # one of another length, under the same name, is not this suite's

@@ -12,10 +12,11 @@ import pytest
 from tiny_set import SETTINGS, Tiny
 
 from sscl import cli
-from sscl.cli.console import PLAIN_LINES, _plain_lines, following, say
+from sscl.cli.console import following, say, training_progress
 from sscl.cli.stages import gathered
 from sscl.core.config import Config
 from sscl.core.interrupt import Interrupted
+from sscl.engine.progress import LINES
 from sscl.methods import METHODS, method_class
 from sscl.stages.cost import Cost
 from sscl.stages.model import export
@@ -219,11 +220,11 @@ def test_a_path_with_a_space_can_be_copied(capsys: Streams) -> None:
 
 
 def test_a_long_run_prints_about_twenty_lines(capsys: Streams) -> None:
-    on_step = _plain_lines()
-    for iteration in range(1000):
-        on_step({"iteration": iteration, "phase": "formal", "student/loss": 0.5}, 1000)
+    with training_progress("sscl") as on_step:
+        for iteration in range(1000):
+            on_step({"iteration": iteration, "phase": "formal", "student/loss": 0.5}, 1000)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == PLAIN_LINES
+    assert len(lines) == LINES
     assert lines[-1] == "formal 1000/1000, 0 s left, student/loss 0.500"
 
 

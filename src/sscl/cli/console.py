@@ -3,9 +3,9 @@
 import logging
 import os
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sscl import __version__
+from sscl.engine.progress import losses_of, told_in_lines
 
 
 class _Console(Console):
@@ -40,8 +41,6 @@ Settings = Annotated[tuple[str, ...], Parameter(name="--set", show_default=False
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[Literal["auto", "float32", "bf16"], Parameter(help="auto: bf16 on a GPU that has it.")]
 Threads = Annotated[int | None, Parameter(help="CPU threads; OMP_NUM_THREADS or all if not given.")]
-PLAIN_LINES = 20
-"""Progress lines of a run that does not write to a terminal."""
 
 
 class Log(logging.Handler):
@@ -74,16 +73,11 @@ def table(rows: list[list[str]]) -> None:
     out.print(table)
 
 
-def duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.0f} s"
-
-
 @contextmanager
 def training_progress(title: str) -> Iterator[Callable[[dict[str, Any], int], None]]:
     """A bar with time left on a terminal; otherwise plain lines, some twenty a run."""
     if not err.is_terminal:
-        yield _plain_lines()
+        yield told_in_lines(partial(err.print, markup=False, highlight=False))
         return
     phase, losses = TextColumn("{task.description}"), TextColumn("{task.fields[losses]}")
     columns = (phase, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), losses)
@@ -91,27 +85,8 @@ def training_progress(title: str) -> Iterator[Callable[[dict[str, Any], int], No
         task = bar.add_task(title, total=None, losses="")
 
         def on_step(log: dict[str, Any], total: int) -> None:
-            bar.update(task, completed=log["iteration"] + 1, total=total, losses=_losses(log), description=log["phase"])
-
-        yield on_step
-
-
-def _plain_lines() -> Callable[[dict[str, Any], int], None]:
-    first: list[tuple[int, float]] = []
-
-    def on_step(log: dict[str, Any], total: int) -> None:
-        done = log["iteration"] + 1
-        if not first or done <= first[0][0]:
-            first[:] = [(done, time.monotonic())]
-        elif done == total or done % max(1, total // PLAIN_LINES) == 0:
-            pace = (time.monotonic() - first[0][1]) / (done - first[0][0])
-            err.print(
-                f"{log['phase']} {done}/{total}, {duration(pace * (total - done))} left, {_losses(log)}",
-                highlight=False,
+            bar.update(
+                task, completed=log["iteration"] + 1, total=total, losses=losses_of(log), description=log["phase"]
             )
 
-    return on_step
-
-
-def _losses(log: dict[str, Any]) -> str:
-    return "  ".join(f"{key} {value:.3f}" for key, value in log.items() if key.endswith("/loss"))
+        yield on_step

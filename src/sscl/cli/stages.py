@@ -16,7 +16,6 @@ from sscl.cli.console import (
     Settings,
     Threads,
     app,
-    duration,
     err,
     following,
     say,
@@ -25,6 +24,7 @@ from sscl.cli.console import (
 )  # fmt: skip
 from sscl.core.config import parse_settings
 from sscl.core.errors import UserError
+from sscl.engine.progress import duration
 
 NEW_SCANS = ("NEW_SCANS", "-o", "masks")
 """What `predict` is told where there are no test cases."""

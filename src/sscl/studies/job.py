@@ -16,6 +16,7 @@ from sscl.core.config import Config
 from sscl.core.errors import UserError
 from sscl.core.files import read_object
 from sscl.core.interrupt import Interrupted, was_noted
+from sscl.engine.progress import told_in_lines
 from sscl.stages.evaluate import evaluate
 from sscl.stages.predict import predict
 from sscl.stages.reading import require_as_scored
@@ -59,7 +60,7 @@ def execute(job: Job) -> None:
     masks = run / "predictions"
     train(
         dataset, run, method=job.method, settings=job.settings, iterations=job.iterations, seed=job.seed,
-        device=job.device, threads=job.threads,
+        device=job.device, threads=job.threads, on_step=told_in_lines(log.info),
     )  # fmt: skip
     predict(run, [dataset], masks, device=job.device, threads=job.threads)
     if not _scored(masks, run):  # each scoring opens the test cases once more
