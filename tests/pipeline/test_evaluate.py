@@ -360,6 +360,9 @@ def test_the_development_list_is_no_opening(tmp_path, caplog):
         result = evaluate(prediction, dataset, split="development")
     assert [score.case for score in result.scores] == ["c"]
     assert "1 predictions are of cases outside this list" in caplog.text
+    (prediction / "a.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"no prediction for any of the 2 cases .* --split says which"):
+        evaluate(prediction, dataset)
     assert not (dataset / "openings.jsonl").exists()
 
 

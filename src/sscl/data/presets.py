@@ -78,13 +78,14 @@ _DOUBLED: dict[str, dict[str, Any]] = {
 
 # A teacher with a plain 0.999 would still be half the pre-trained student after 500 steps, hence SSCL's warm-up. Of
 # GBDL, UA-MT, Double-UA and Tripled-UA dropout is no regularisation: they measure by it how sure a network is
-# (Tripled-UA has it in the teacher alone). UCMT's ramp takes 100 iterations in its code, not 3. With the paper's
-# filters GBDL's latent model would take 17 s a step.
+# (Tripled-UA has it in the teacher alone). UCMT's ramp takes 100 iterations in its code, not 3. Tripled-UA's code
+# reconstructs images of 0 to 1; of z-scored ones the squared error is 25 times larger, and would be most of its loss.
+# With the paper's filters GBDL's latent model would take 17 s a step.
 _SHORT_METHODS: dict[str, dict[str, Any]] = {
     **_DOUBLED,
     "ua_mt": _DOUBLED["ua_mt"] | {"dropout": 0.3},
     "double_ua": _DOUBLED["double_ua"] | {"dropout": 0.3},
-    "tripled_ua": {"dropout": 0.5},
+    "tripled_ua": {"dropout": 0.5, "reconstruction": 0.04},
     "gbdl": {"dropout": 0.3, "latent_filters": 1},
     "ucmt": {"ramp_share": 0.1666667},
     "sscl": {"ema_warmup": True, "pretrain_recon_unlabelled": False},

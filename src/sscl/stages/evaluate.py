@@ -255,7 +255,8 @@ def _predicted(prediction: Path, due: _Reference, reference: Path) -> dict[str, 
             f"Cases there: {', '.join(sorted(due.masks)[:5])}, ... Rename or remove it."
         )
     if not masks.keys() - surplus:
-        raise UserError(f"{prediction}: no prediction for any of the {len(due.masks)} cases of {reference}.")
+        another = " Is it of another list? --split says which to score." if surplus else ""
+        raise UserError(f"{prediction}: no prediction for any of the {len(due.masks)} cases of {reference}.{another}")
     if surplus:
         logger.info("%d predictions are of cases outside this list: not scored", len(surplus))
     return {case: path for case, path in masks.items() if case in due.masks}
