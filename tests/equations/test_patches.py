@@ -175,13 +175,15 @@ def undone(patch: Array) -> Iterator[tuple[tuple[int, int | None], Array]]:
         ((16, 16, 16), False, False, 1),
         ((16, 16, 16), True, False, 4),
         ((16, 16, 16), False, True, 3),
+        ((16, 16, 16), False, "x", 2),
+        ((16, 16, 16), False, "y", 2),
         ((16, 16, 16), True, True, 8),  # all symmetries of the square; UA-MT's code knows the four mirrored ones only
         ((32, 16, 16), True, True, 8),
         ((16, 32, 16), True, False, 4),
     ],
 )
 def test_a_crop_is_a_box_of_the_volume_turned_and_flipped(
-    patch: tuple[int, int, int], rotate: bool, flip: bool, kinds: int
+    patch: tuple[int, int, int], rotate: bool, flip: bool | str, kinds: int
 ) -> None:
     shape = (40, 36, 20)
     whole, seen = codes(shape)[0], set()
@@ -196,6 +198,8 @@ def test_a_crop_is_a_box_of_the_volume_turned_and_flipped(
         assert boxes, "no box of the volume"
         seen.add(tuple(boxes))
     assert len(seen) == kinds
+    if flip in ("x", "y"):
+        assert {boxes[0][1] for boxes in seen} == {None, "xy".index(str(flip))}
     assert any((0, None) in boxes for boxes in seen)  # some crops are as the scan is at test time
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sscl.core.errors import UserError
 from sscl.data.layouts import scans_in
-from sscl.data.planning import Fingerprint, make_plan, plan_patch
+from sscl.data.planning import Fingerprint, make_plan, mirrored_classes, plan_patch
 from sscl.data.presets import PRESETS
 from sscl.data.split import read_lists, split_from_lists, split_from_options
 from sscl.stages.dataset import open_dataset
@@ -418,7 +418,7 @@ def test_labels_that_cannot_be_used(tmp_path: Path, labels: Mapping[str, Any], w
 
 
 def test_ignore_label_is_kept_apart(tmp_path: Path) -> None:
-    source = nnunet(tmp_path / "src", labels={"background": 0, "organ": 1, "ignore": 2})
+    source = nnunet(tmp_path / "src", classes=2, labels={"background": 0, "organ": 1, "ignore": 2})
     label = mask(0)
     label[0] = 2
     put(source / "labelsTr/c0.nii.gz", label)
@@ -709,6 +709,37 @@ def test_plan_from_labelled_cases() -> None:
     assert plan.foreground_share == pytest.approx(1 / 3)
     plan = make_plan(["ct"], ["background", "a"], None, [case((30, 30, 20), (1, 1, 1), *range(201))], {}, 10)
     assert plan.intensity.window == (1, 199)
+
+
+@pytest.mark.parametrize(
+    ("classes", "axes"),
+    [
+        (["Anterior", "Posterior"], ("y",)),
+        (["left_kidney", "right_kidney", "spleen"], ("x",)),
+        (["RightLung", "LeftLung"], ("x",)),
+        (["hippocampus-L", "hippocampus-R"], ("x",)),
+        (["L ant", "L post", "R ant", "R post"], ("x", "y")),
+        (["left_atrium"], ()),
+        (["left atrium", "right ventricle"], ()),
+        (["kidney 1", "kidney 2"], ()),
+    ],
+)
+def test_classes_that_a_mirror_exchanges_are_known_by_their_names(classes: list[str], axes: tuple[str, ...]) -> None:
+    assert mirrored_classes(["background", *classes]) == axes
+    plan = make_plan(["MRI"], ["background", *classes], None, [case((30, 30, 20), (1, 1, 2))], {}, 10)
+    assert plan.rotate == (not axes)
+    assert plan.flip == {(): True, ("x",): "y", ("y",): "x", ("x", "y"): False}[axes]
+    fixed = make_plan(["MRI"], plan.labels, None, [case((30, 30, 20), (1, 1, 2))], {"flip": True, "rotate": True}, 10)
+    assert (fixed.flip, fixed.rotate) == (True, True)
+
+
+def test_that_a_mirror_exchanges_classes_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = nnunet(tmp_path / "src", classes=2, labels={"background": 0, "left": 1, "right": 2})
+    with caplog.at_level("INFO", "sscl"):
+        assert prepare(source, tmp_path / "out").warnings == ()
+    assert "mirrored along y only, because that would exchange classes" in caplog.text
+    (told,) = prepare(source, tmp_path / "both", settings={"flip": True}).warnings
+    assert "exchanges classes whose names tell sides apart (left, right)" in told
 
 
 def test_every_value_can_be_set(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ class Plan(Config):
     """How overlapping windows are averaged."""
     rotate: bool = True
     """Random turns in the x-y plane: quarter turns, or, where voxels are not square there, half turns."""
-    flip: bool = True
-    """Mirror half of the crops along x or y."""
+    flip: bool | Literal["x", "y"] = True
+    """Mirror half of the crops: along x or y, along the one that is named, or none."""
     foreground_share: float = Field(default=0.0, ge=0, le=1)
     """Part of the labelled crops that is centred on a random foreground voxel; the others lie anywhere."""
     spacing_if_missing_mm: Spacing | None = None

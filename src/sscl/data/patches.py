@@ -18,7 +18,7 @@ from sscl.ops.distance_map import signed_distance
 LABELLED, UNLABELLED = 1, 2
 MAKERS: dict[Target, Callable[[torch.Tensor, int], torch.Tensor]] = {"signed_distance": signed_distance}
 """From a batch's label and the number of classes; here, so that loader processes do the work."""
-FLIPS = (None, None, 0, 1)
+FLIPS = {True: (None, None, 0, 1), "x": (None, None, 0, 0), "y": (None, None, 1, 1)}
 """Half of the crops are mirrored. UA-MT's RandomRotFlip mirrors all of them, so that its network never sees a crop the
 way scans are at test time: 8 Dice worse in one pair of development runs with 8 masks (docs/decisions/0007).
 """
@@ -82,7 +82,7 @@ class PatchLoader:
         # a quarter turn would swap the sides of voxels that are not square; twice a quarter is always possible
         turn = 1 if self._plan.square_voxels else 2
         turns = turn * int(rng.integers(0, 4)) if self._plan.rotate else 0
-        flip_axis = FLIPS[int(rng.integers(0, 4))] if self._plan.flip else None
+        flip_axis = FLIPS[self._plan.flip][int(rng.integers(0, 4))] if self._plan.flip else None
         x, y, z = self._plan.patch
         size = (y, x, z) if turns % 2 else (x, y, z)
         image = self.store.image(case)

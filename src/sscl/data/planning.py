@@ -1,6 +1,7 @@
 """The plan of a data set without a preset: voxel size, intensities, patch and stride from the labelled scans alone."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from sscl.volumes.volume import Volume
 
 MULTIPLE = 16
 """Four halvings in the networks."""
+SIDES = {"x": (("left", "right"), ("l", "r")), "y": (("anterior", "posterior"), ("ant", "post"))}
+"""Words of class names that a mirror image along this axis exchanges. z is never mirrored."""
 LARGEST = 128
 """No axis of a patch is planned longer."""
 BYTES_PER_VOXEL = 10_000
@@ -59,7 +62,8 @@ def make_plan(
       any other: z-scores of each volume;
     - patch: see `plan_patch`; stride: half the patch;
     - a third of the labelled crops is centred on an organ (nnU-Net's share), because most crops of a large scan show
-      none. Presets state their own share.
+      none. Presets state their own share;
+    - no turns, and no mirror images that would exchange two classes (docs/decisions/0012): see `mirrored_classes`.
 
     Raises:
         UserError: a value of `fixed` that cannot be used.
@@ -76,6 +80,9 @@ def make_plan(
         sizes = [np.multiply(case.shape, case.spacing_mm) / values["spacing_mm"] for case in cases]
         values["patch"] = plan_patch(_median(sizes), values["spacing_mm"], memory_gb)
     values.setdefault("foreground_share", 1 / 3)
+    if exchanged := mirrored_classes(labels):
+        values.setdefault("rotate", False)
+        values.setdefault("flip", False if len(exchanged) == 2 else "y" if exchanged == ("x",) else "x")
     x, y, z = _patch(values["patch"])
     values.setdefault("stride", (x // 2, y // 2, z // 2))
     plan = Plan.read(values, "plan")
@@ -106,6 +113,19 @@ def plan_patch(shape: Sequence[float], spacing_mm: Sequence[float], memory_gb: f
         )
         patch[longest] -= MULTIPLE
     return patch[0], patch[1], patch[2]
+
+
+def mirrored_classes(labels: Sequence[str]) -> tuple[str, ...]:
+    """Along which of x and y a mirror image exchanges two classes, going by their names: x for "left kidney" and "right
+    kidney", "hippocampus_L" and "hippocampus_R"; y for "anterior" and "posterior".
+    """
+    names = [tuple(re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())) for name in labels]
+    return tuple(axis for axis, sides in SIDES.items() if any(_twins(names, *pair) for pair in sides))
+
+
+def _twins(names: Sequence[tuple[str, ...]], one: str, other: str) -> bool:
+    """Whether two names differ in nothing but this word."""
+    return any(tuple(other if word == one else word for word in name) in names for name in names if one in name)
 
 
 def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

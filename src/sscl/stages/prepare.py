@@ -14,7 +14,7 @@ from sscl.core.memory import main_memory_bytes
 from sscl.core.plan import Plan
 from sscl.data.check import Finding
 from sscl.data.check_set import labels_from_values
-from sscl.data.planning import Fingerprint, fingerprint, make_plan
+from sscl.data.planning import Fingerprint, fingerprint, make_plan, mirrored_classes
 from sscl.data.preprocess import preprocess, resample_label
 from sscl.data.source import Source
 from sscl.data.split import Split
@@ -139,7 +139,23 @@ def _plan(
     memory_gb = at.fixed.get("memory_gb") or _memory_gb()
     plan = make_plan(found.channels, names, found.ignore_label, cases, rest, memory_gb)
     logger.info("plan: spacing %s mm, patch %s, stride %s", *map(_by, (plan.spacing_mm, plan.patch, plan.stride)))
+    _tell_mirrored(plan)
     return plan, names
+
+
+def _tell_mirrored(plan: Plan) -> None:
+    """What becomes of classes that a mirror image exchanges, going by their names."""
+    if not (axes := mirrored_classes(plan.labels)):
+        return
+    if plan.rotate or plan.flip is True or plan.flip in axes:
+        logger.warning(
+            "crops are turned or mirrored, which exchanges classes whose names tell sides apart (%s): they are hard to "
+            "learn so. Prepare with --set rotate=false --set flip=false, or leave both out.",
+            ", ".join(plan.labels[1:]),
+        )
+    else:
+        along = f"mirrored along {plan.flip} only" if plan.flip else "not mirrored"
+        logger.info("plan: crops are not turned, and %s, because that would exchange classes, by their names", along)
 
 
 def _fill(store: Path, found: Source, split: Split, plan: Plan) -> None:
