@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sscl import cli
 from sscl.core.errors import UserError
 from sscl.core.files import read_sealed, write_sealed
-from sscl.engine.run import RECIPE, only_writer
+from sscl.engine.run import METRICS, only_writer
 from sscl.methods import LABELLED_DIFFERS, METHODS, method_class
 from sscl.nets.vnet import VNet
 from sscl.report.published import TITLES, departing, published
@@ -111,19 +111,29 @@ def test_a_sweep_runs_goes_on_and_repeats_nothing(tiny: Tiny, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_leaves_no_training_behind(tiny: Tiny, tmp_path: Path) -> None:
-    suite(tmp_path, {"method": "vnet", "masks": 2, "settings": SMALL})
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_leaves_no_training_behind(number: signal.Signals, tiny: Tiny, tmp_path: Path) -> None:
+    """The signal reaches the sweep alone, not its trainings, as `kill` sends it."""
+    suite(tmp_path, {"method": "vnet", "masks": [2, 3], "settings": SMALL})
     run = tmp_path / "out" / "runs" / "vnet_width-2_2_0"
     command = [
         sys.executable, "-m", "sscl.cli", "benchmark", tmp_path / "suite.yaml", tiny.source, "-o", tmp_path / "out",
         "--pool", "1:6", "--test", "7:8", "--iterations", "100000", "--device", "cpu",
     ]  # fmt: skip
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: (run / RECIPE).is_file())
-    wait_until(lambda: not is_free(run))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: (run / METRICS).is_file())  # its first step begins
+    assert not is_free(run)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number
+        assert f"stopped by {number.name}; the runs that had begun have saved. The same command goes on" in said
+        assert "exit code" not in said
+        assert is_free(run)
     wait_until(lambda: is_free(run))
+    assert not (tmp_path / "out" / "runs" / "vnet_width-2_3_0").exists()
 
 
 def is_free(run: Path) -> bool:
@@ -139,6 +149,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
+
+
+def test_a_sweep_without_test_cases_is_refused_before_anything_is_written(tiny: Tiny, tmp_path: Path) -> None:
+    chosen = suite(tmp_path, {"method": "vnet", "masks": 2})
+    with pytest.raises(UserError, match=r"no case is held out to be scored. Say which: --test 61:80"):
+        benchmark.plan(chosen, tiny.source, tmp_path / "out", Cases())
+    assert not (tmp_path / "out").exists()
 
 
 def test_cases_of_a_pool() -> None:
@@ -173,7 +190,7 @@ def test_suites_can_be_run_and_have_every_row_of_the_paper(name: str) -> None:
 
 def test_the_suites_in_files_can_be_read() -> None:
     files = sorted((RECORDS.parents[2] / "benchmarks").glob("*.yaml"))
-    assert [len(find_suite(str(path)).rows) for path in files] == [8, 5]
+    assert [len(find_suite(str(path)).rows) for path in files] == [8, 20, 5]
 
 
 def test_a_suite_that_is_none(tmp_path: Path) -> None:

@@ -134,8 +134,12 @@ def test_a_mistake_is_one_message_and_code_2(
         (PermissionError(13, "Permission denied", "run"), 2, "error: run: Permission denied."),
         (OSError(28, "No space left on device"), 2, "error: the system: No space left on device."),
         (KeyboardInterrupt(), 130, ""),
-        (Interrupted(signal.SIGTERM, 7), 143, "stopped by SIGTERM after iteration 7; state saved. The same command"),
-        (Interrupted(signal.SIGINT, 7), 130, "stopped by SIGINT after iteration 7; state saved. The same command"),
+        (
+            Interrupted(signal.SIGTERM, " after 7"),
+            143,
+            "stopped by SIGTERM after 7. The same command goes on",
+        ),
+        (Interrupted(signal.SIGINT, " after 7"), 130, "stopped by SIGINT after 7. The same command goes on"),
     ],
 )
 def test_what_is_no_mistake_of_the_program_has_no_traceback(

@@ -180,7 +180,7 @@ def test_a_job_asks_for_the_usual_unless_told(script: Callable[..., list[str]], 
         assert f"#SBATCH --{line}" in told
     assert f"#SBATCH --signal=TERM@{cluster.SAVE_SECONDS}" in told
     assert [line for line in told if line.startswith("srun ") and " --cpus-per-task=8 " in line]
-    assert json.loads((tmp_path / "runs/x.json").read_text())["threads"] == 8
+    assert json.loads((tmp_path / "logs/x.json").read_text())["threads"] == 8
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def benchmark(
 
     Args:
         suite: table1 to table6, fig6: the paper's own; or a YAML file with title, preset, and rows of method, masks.
-        source: The folder of scans; without it, the rows and their hours on one GPU are listed.
+        source: The folder of scans; without it, the rows and their hours on one GPU are listed, of a suite or --preset
+            with a length.
         out: Folder for data sets, runs, records and tables.
         preset: Instead of the suite's: la-quick for table1 on a CPU.
         pool: Cases for training, of which the first have masks: 1:50; all that are not held out if not given.

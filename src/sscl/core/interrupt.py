@@ -7,10 +7,10 @@ from types import FrameType
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """A signal asked the training to stop; it did so after saving. The same command goes on from there."""
+    """A signal asked for a stop, which came after saving. The same command goes on from there."""
 
-    def __init__(self, number: int, iteration: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after iteration {iteration}; state saved")
+    def __init__(self, number: int, then: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}{then}")
         self.number = number
 
 
@@ -20,6 +20,29 @@ _ever: list[int] = []
 def was_noted() -> bool:
     """Whether this process has noted a signal: it saves and ends, and a second one would end it at once."""
     return bool(_ever)
+
+
+@contextmanager
+def raised_signals(then: str) -> Iterator[None]:
+    """SIGINT and SIGTERM raise Interrupted in the main thread; a second one acts as it would have before."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        raise Interrupted(number, then)
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in previous:
+            signal.signal(number, stop)
+    except ValueError:  # not the main thread: whoever called us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -290,7 +290,7 @@ def _run(
             trainer.run(load, after_step)
         save()
         if caught and trainer.iteration < trainer.iterations:
-            raise Interrupted(caught[0], trainer.iteration)
+            raise Interrupted(caught[0], f" after iteration {trainer.iteration}; state saved")
 
 
 def _pseudo_label_watch() -> Callable[[Log], None]:

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +14,16 @@ import torch
 
 from sscl.core.errors import UserError
 from sscl.core.files import open_to_append, write_json
+from sscl.core.interrupt import raised_signals
 from sscl.data.presets import preset as find_preset
 from sscl.methods import METHODS
 from sscl.stages.dataset import open_dataset
 from sscl.stages.device import pick_device
+from sscl.stages.folder import captured_warnings
 from sscl.stages.prepare import prepare
 from sscl.stages.recipe import resolve
 from sscl.stages.record import identity, read_records
+from sscl.stages.request import Request, assigned, opened
 from sscl.studies.job import Job
 from sscl.studies.suites import Row, Suite
 
@@ -112,10 +116,11 @@ def plan(
     known = {result.identity: records / result.name for result in kept}
     asked = list(seeds if seeds is not None else range(suite.seeds))
     others = sorted({result.recipe.seed for result in kept} - set(asked))
-    data = {}
+    name, data = preset or suite.preset, {}
+    _require_test_cases(source, name, cases)
     for masks in dict.fromkeys(row.masks for row in suite.rows):
         folder = out / f"data_{masks}"
-        prepare(source, folder, preset=preset or suite.preset, **cases.options(masks))  # type: ignore[arg-type]
+        prepare(source, folder, preset=name, **cases.options(masks))  # type: ignore[arg-type]
         data[masks] = open_dataset(folder)
     place = torch.device("cpu") if elsewhere else pick_device(device)
     precisions = ("float32", "bf16") if elsewhere and device != "cpu" else ("auto",)
@@ -142,6 +147,17 @@ def plan(
             hours = gpu_hours(row.method, recipes[0].iterations, dataset.plan.patch)
             planned.append(Planned(row, job, found is not None, hours, identities))
     return planned
+
+
+def _require_test_cases(source: Path, preset: str | None, cases: Cases) -> None:
+    """Before anything is written: without them every run would be trained to its end, and could not be scored."""
+    with captured_warnings():  # `prepare` gives them
+        split, _ = assigned(opened(source, Request(preset, development=cases.development, test=cases.test)))
+    if not split.test:
+        raise UserError(
+            f"{source}: no case is held out to be scored. Say which: --test 61:80, or --test last:20; "
+            "--development 51:60 for those to be left alone."
+        )
 
 
 def gpu_hours(method: str, iterations: int, patch: Sequence[int]) -> float:
@@ -178,27 +194,44 @@ def run(
         raise UserError(f"--jobs {jobs}: expected 1 or more.")
     threads = max(1, (os.cpu_count() or 1) // jobs)
 
+    going: set[subprocess.Popen[bytes]] = set()
+    stopped = threading.Event()
+
     def one(item: Planned) -> Outcome:
         job = item.job if item.job.threads else item.job.override({"threads": threads}, item.job.name)
         on_start(item)
-        outcome = Outcome(item, run_apart(job))
-        on_end(outcome)
+        outcome = Outcome(item, run_apart(job, going))
+        if not stopped.is_set():
+            on_end(outcome)
         return outcome
 
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(one, [item for item in planned if not item.done]))
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        with raised_signals("; the runs that had begun have saved"):
+            return list(pool.map(one, [item for item in planned if not item.done]))
+    except BaseException:
+        stopped.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in tuple(going):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
 
 
-def run_apart(job: Job) -> str:
-    """Run a job in another process; empty, or the last line of its log."""
+def run_apart(job: Job, going: "set[subprocess.Popen[bytes]]") -> str:
+    """Run a job in another process, which is in `going` meanwhile; empty, or the last line of its log."""
     described = describe(job)
     text = log_of(job)
     with open_to_append(text) as output:
-        code = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "sscl.studies.job", str(described), str(os.getpid())],
-            stdout=output, stderr=output, check=False,
+            stdout=output, stderr=output,
             env=os.environ | {"OMP_NUM_THREADS": str(job.threads or torch.get_num_threads())},
-        ).returncode  # fmt: skip
+        )  # fmt: skip
+        going.add(process)
+        code = process.wait()
+        going.remove(process)
     if code == 0:
         return ""
     lines = [line for line in text.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -206,16 +239,15 @@ def run_apart(job: Job) -> str:
 
 
 def log_of(job: Job) -> Path:
-    """RUN.log beside the run folder: what a run in another process says."""
+    """OUT/logs/NAME.log, beside the folder of runs: what a run in another process says."""
     run = Path(job.run).absolute()
-    return run.with_name(f"{run.name}.log")
+    return run.parent.with_name("logs") / f"{run.name}.log"
 
 
 def describe(job: Job) -> Path:
-    """Write RUN.json beside the run folder, for `python -m sscl.studies.job`."""
-    folder = Path(job.run).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    described = folder.parent / f"{folder.name}.json"
+    """Write OUT/logs/NAME.json, for `python -m sscl.studies.job`."""
+    described = log_of(job).with_suffix(".json")
+    described.parent.mkdir(parents=True, exist_ok=True)
     write_json(described, job.model_dump(mode="json"))
     return described
 

@@ -70,6 +70,8 @@ def execute(job: Job) -> None:
 
 def _scored(masks: Path, run: Path) -> bool:
     """Whether there are scores, whole, and of these very masks."""
+    if not (masks / "scores").exists():
+        return False
     try:
         require_as_scored(masks, run)
     except UserError as error:

@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 
 from sscl.core.files import write_atomic, write_text
 from sscl.methods import method_class
+from sscl.metrics.table import is_distance
 from sscl.report import layout
 from sscl.report.layout import Table
 from sscl.report.paper_tables import NOT_PRINTED, Key, Ours, Spread, paper_table
@@ -102,7 +103,12 @@ def suite_table(suite: Suite, done: Done) -> Table:
         [one.name or method, str(one.labelled), str(one.unlabelled), _number(one.dice), str(one.seeds), str(one.failed)]
         for (method, _, _), one in ours.items()
     ]
-    return Table(suite.title, head, cells)
+    notes = [
+        _setting([result for _, result in done]),
+        "Dice: mean ± standard deviation over cases, each one's mean over its seeds and classes.",
+        "failed: masks that are empty or missing, by case, class and seed; each counts as Dice 0.",
+    ]
+    return Table(suite.title, head, cells, notes)
 
 
 def _key(row: Row) -> Key:
@@ -125,12 +131,13 @@ def _ours(row: Row, results: Sequence[Result]) -> Ours:
 
 
 def _spread(runs: Sequence[Sequence[ScoreRow]], column: str) -> Spread:
-    """Over cases and classes, each one's mean over seeds first; what is not applicable is left out, a miss is inf."""
-    values: dict[tuple[str, str], list[float]] = {}
+    """Over cases, each one's mean over seeds and classes first; a miss is inf. Both masks empty, rightly so, is an
+    overlap of 1, as in every comparison, and no distance."""
+    values: dict[str, list[float]] = {}
     for rows in runs:
         for row in rows:
-            if row[column]:
-                values.setdefault((row["case"], row["class"]), []).append(float(row[column]))
+            if row[column] or not is_distance(column):
+                values.setdefault(row["case"], []).append(float(row[column] or 1))
     means = [fmean(of_case) for of_case in values.values()]
     if not means or not all(map(math.isfinite, means)):
         return Spread(None, None)
