@@ -1,5 +1,6 @@
 """`evaluate`: masks and reference masks to scores.csv and summary.csv. The only stage that opens test masks."""
 
+import hashlib
 import json
 import logging
 import math
@@ -90,10 +91,13 @@ def evaluate(
     labels = due.labels or dict(enumerate(made.get("labels") or ())) or _labels_in(due, spacing_mm)
     truths = {str(path.absolute()): digest(path) for path in due.masks.values()}
     scores: list[table.Score] = []
+    scored_against = {}
     for case in sorted(due.masks):
         if case not in predicted:
             logger.warning("%s: no prediction in %s: scored as failed", case, prediction)
-        scores += _score(case, predicted.get(case), due, labels, spacing_mm, tolerance_mm)
+        truth = _truth(case, due, labels, spacing_mm)
+        scored_against[case] = _voxels(truth)
+        scores += _score(case, predicted.get(case), truth, due, labels, spacing_mm, tolerance_mm)
     result = EvaluationResult(
         tuple(scores), tuple(table.summarise(scores)), table.definitions(scores, tolerance_mm), out
     )
@@ -101,21 +105,15 @@ def evaluate(
         "config": {"split": split, "tolerance_mm": tolerance_mm, "spacing_mm": spacing_mm},
         "inputs": {str(predicted[case].absolute()): masks[case] for case in masks} | truths,
         "masks": masks,
+        "scored_against": scored_against,
         "select": made.get("config", {}).get("select"),  # which weights of a run the masks are by; None: not known
     }
     _write(result, noted, began)
     return result
 
 
-def _score(
-    case: str,
-    path: Path | None,
-    due: _Reference,
-    labels: Mapping[int, str],
-    spacing_mm: Spacing | None,
-    tolerance_mm: float,
-) -> list[table.Score]:
-    """One case, both masks read and checked; `path` None: missing."""
+def _truth(case: str, due: _Reference, labels: Mapping[int, str], spacing_mm: Spacing | None) -> Volume:
+    """The reference mask of a case, read and checked."""
     truth = read_own_mask(
         due.masks[case],
         lambda: read_image(due.scans[case], len(due.scans[case]), spacing_mm),
@@ -124,6 +122,25 @@ def _score(
         spacing_mm,
     )
     _require_declared(due.masks[case], truth, {*labels, due.ignore_label})
+    return truth
+
+
+def _voxels(truth: Volume) -> str:
+    """Digest of the classes in RAS+: a copy in another format, compression or axis order has the same."""
+    classes = np.ascontiguousarray(to_ras(truth).array[0], np.int32)
+    return hashlib.sha256(f"{classes.shape} ".encode() + classes.tobytes()).hexdigest()
+
+
+def _score(
+    case: str,
+    path: Path | None,
+    truth: Volume,
+    due: _Reference,
+    labels: Mapping[int, str],
+    spacing_mm: Spacing | None,
+    tolerance_mm: float,
+) -> list[table.Score]:
+    """One case, its prediction read and checked; `path` None: missing."""
     answer = None
     if path is not None:
         answer = read_label(path, spacing_mm)

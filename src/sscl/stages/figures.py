@@ -16,6 +16,7 @@ from sscl.stages.reading import (
     read_reference,
     read_run,
     read_scan,
+    require_same_references,
     short_names,
 )
 
@@ -64,7 +65,8 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _require_comparable(runs: Sequence[RunFolder]) -> None:
-    """All were evaluated, on the same cases, and every case was predicted: silence is not a correct answer."""
+    """All were evaluated, on the same cases and against the same masks, and every case was predicted: silence is not a
+    correct answer."""
     for run in runs:
         if not run.dice:
             raise UserError(
@@ -76,6 +78,7 @@ def _require_comparable(runs: Sequence[RunFolder]) -> None:
             )
         if missing := [case for case in sorted(run.dice) if not run.prediction(case).is_file()]:
             raise UserError(f"{run.name}: no prediction of {', '.join(missing)}. Run `sscl predict` again.")
+    require_same_references((run.name, run.scored_against) for run in runs)
 
 
 def _chosen(cases: Sequence[str] | None, first: RunFolder) -> Sequence[str]:

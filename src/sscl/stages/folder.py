@@ -43,6 +43,7 @@ class Stage(Shape):
     peak_memory_bytes: int | None = None
     files: dict[str, str] = Field(default_factory=dict)
     masks: dict[str, str] = Field(default_factory=dict)
+    scored_against: dict[str, str] = Field(default_factory=dict)
     probabilities: dict[str, str] = Field(default_factory=dict)
     weights: dict[str, str] = Field(default_factory=dict)
     recipe: str | None = None
