@@ -286,6 +286,13 @@ def test_the_predictions_own_stage_is_not_overwritten(folders):
     assert (prediction / "stage.json").read_text() == '{"stage": "predict"}'
 
 
+def test_scores_are_not_written_among_masks(folders):
+    prediction, reference = folders
+    with pytest.raises(UserError, match=r"reference/a\.nii\.gz: scans or masks lie in this folder"):
+        evaluate(prediction, reference, reference)
+    assert {path.name for path in reference.iterdir()} == {"a.nii.gz", "b.nii.gz"}
+
+
 @pytest.mark.parametrize("labels", [{"background": 0, "organ": 1, "ignore": 2}, {"0": "background", "1": "organ"}])
 def test_labels_tr_with_the_layouts_own_names(tmp_path, labels):
     reference, prediction = tmp_path / "source" / "labelsTr", tmp_path / "prediction"

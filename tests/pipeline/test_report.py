@@ -344,6 +344,16 @@ def test_a_begun_demo_says_that_it_is_not_timed_again(dataset, tmp_path, monkeyp
     assert caplog.messages == ["the demo was begun with 4 iterations; --minutes is not timed again"]
 
 
+def test_only_a_report_is_overwritten(dataset, tmp_path):
+    run = make_run(tmp_path / "run", dataset)
+    assert page_of([run], tmp_path) == page_of([run], tmp_path)
+    scan = dataset.parent / "source/images/plain.nii.gz"
+    content = scan.read_bytes()
+    with pytest.raises(UserError, match=r"plain\.nii\.gz: is not a page of `sscl report`"):
+        report([run], scan)
+    assert scan.read_bytes() == content
+
+
 @pytest.mark.parametrize("case", ["no run", "twice", "not a run", "out is a folder"])
 def test_mistakes_are_named(case, dataset, tmp_path):
     run = make_run(tmp_path / "run", dataset)

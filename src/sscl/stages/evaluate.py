@@ -23,7 +23,7 @@ from sscl.data.split import Split
 from sscl.engine.run import only_writer
 from sscl.metrics import table
 from sscl.stages.dataset import DATASET, PLAN, SPLIT, is_dataset, read_noted, read_own_mask, require_crops
-from sscl.stages.folder import STAGE, digest, read_stage, write_stage
+from sscl.stages.folder import STAGE, digest, read_stage, refuse_foreign, write_stage
 from sscl.volumes.files import case_stem, read_image, read_label
 from sscl.volumes.geometry import same_grid, to_ras
 from sscl.volumes.volume import Volume
@@ -79,7 +79,7 @@ def evaluate(
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise UserError(f"tolerance {tolerance_mm} mm: expected a number of millimetres, 0 or more.")
     out = prediction / "scores" if out is None else out
-    _refuse_foreign(out)
+    refuse_foreign(out, "evaluate")
     due = _read_reference(reference, split)
     predicted = _predicted(prediction, due, reference)
     made = _stage_of(prediction)
@@ -157,12 +157,6 @@ def _score(
         ignore_label=due.ignore_label,
         tolerance_mm=tolerance_mm,
     )
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Another stage's folder keeps its stage.json."""
-    if _stage_of(out).get("stage", "evaluate") != "evaluate":
-        raise UserError(f"{out}: the folder of another stage; its stage.json would be lost. Choose another folder.")
 
 
 def _read_reference(reference: Path, split: str) -> _Reference:

@@ -9,6 +9,7 @@ from sscl.metrics.border import border_counts, near_border
 from sscl.report import paper_figures
 from sscl.report.border import CaseRow, border_csv, border_table, rate_rows
 from sscl.report.layout import markdown
+from sscl.stages.folder import refuse_foreign
 from sscl.stages.reading import (
     RunFolder,
     by_experiment,
@@ -35,10 +36,11 @@ def figures(runs: Sequence[Path], out: Path, cases: Sequence[str] | None = None)
 
     Raises:
         UserError: no run, the same twice, a folder that is no run or was not evaluated, runs of different cases, a case
-            that was not scored, a mask that is missing, or a scan that is gone.
+            that was not scored, a mask that is missing, a scan that is gone, or `out` holds something else.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file. Give a folder for the figures.")
+    refuse_foreign(out, "figures")
     read = [read_run(path, name) for path, name in short_names(runs).items()]
     _require_comparable(read)
     notes: list[str] = []

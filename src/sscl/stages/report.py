@@ -31,10 +31,12 @@ def report(runs: Sequence[Path], out: Path) -> Path:
 
     Raises:
         UserError: no run, the same twice, a folder that is no run, a damaged file in it, runs that were scored against
-            different reference masks, or `out` is a folder.
+            different reference masks, or `out` is a folder or a file that is no report.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder. Give the name of the report's file, for instance {out / 'report.html'}.")
+    if out.exists() and not (out.is_file() and html.is_page(out)):
+        raise UserError(f"{out}: is not a page of `sscl report`, and would be overwritten. Choose another file.")
     read = [read_run(path, name) for path, name in short_names(runs).items()]
     require_same_references((run.name, run.scored_against) for run in read)
     notes = [note for run in read for note in _missing(run)]
