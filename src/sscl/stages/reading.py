@@ -64,6 +64,13 @@ def short_names(runs: Sequence[Path]) -> dict[Path, str]:
     return {path: "/".join(path.parts[-depth:]) for path in paths}
 
 
+def refuse_part(path: Path) -> None:
+    """Raises UserError for a folder that lies in a run."""
+    run = path.absolute().parent
+    if not (path / RECIPE).is_file() and (run / RECIPE).is_file():
+        raise UserError(f"{path}: a part of the run {run}. Give the run instead: {run}.")
+
+
 def selected(scores: Path) -> str:
     """Which of a run's weights were scored: `best` where `evaluate` noted it in its folder, else `last`."""
     return (read_stage(scores).get("select") if (scores / STAGE).is_file() else None) or "last"
@@ -144,6 +151,7 @@ def read_run(path: Path, name: str) -> RunFolder:
     Raises:
         UserError: it is no run folder, or a file in it is damaged.
     """
+    refuse_part(path)
     scores = path / "predictions" / "scores"
     files = {file: scores / file for file in ("scores.csv", "summary.csv", "definitions.txt", "stage.json")}
     text = {file: read_text(place) if place.is_file() else "" for file, place in files.items()}

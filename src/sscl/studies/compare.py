@@ -12,7 +12,7 @@ from sscl.engine.run import FREE
 from sscl.methods import LABELLED_DIFFERS, METHODS, method_class
 from sscl.report.statistics import Interval, Scores, holm, paired_difference, same_seeds, wilcoxon
 from sscl.report.tables import dice_by_case, num_failed
-from sscl.stages.reading import require_same_references
+from sscl.stages.reading import refuse_part, require_same_references
 from sscl.stages.record import Result, read_result, read_results
 
 
@@ -205,6 +205,7 @@ def _results(folder: Path) -> list[Result]:
         return [read_result(folder)]
     inside = sorted(path.parent for path in folder.glob("*/recipe.yaml")) if folder.is_dir() else []
     if not inside:
+        refuse_part(folder)
         raise UserError(f"{folder}: neither a run, a record, nor a folder of them.")
     return read_results(inside)
 
