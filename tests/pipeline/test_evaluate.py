@@ -266,6 +266,23 @@ def test_labels_of_the_prediction_name_the_classes(folders):
     ]
 
 
+@pytest.mark.parametrize(
+    ("names", "outcome"),
+    [(("background", "Organ"), ""), (("background", "liver"), "warned"), (("organ", "background"), "refused")],
+)
+def test_a_class_of_another_value_is_refused(names, outcome, folders, caplog):
+    prediction, reference = folders
+    reference = reference.rename(reference.parent / "labelsTs")
+    (reference.parent / "dataset.json").write_text('{"labels": {"background": 0, "organ": 1}}')
+    (prediction / "stage.json").write_text(json.dumps({"stage": "predict", "labels": names}))
+    if outcome == "refused":
+        with pytest.raises(UserError, match=r"classes organ, background; .*labelsTs has background, organ: 'organ'"):
+            evaluate(prediction, reference)
+    else:
+        evaluate(prediction, reference)
+        assert ("has the classes background, liver; " in caplog.text) == (outcome == "warned")
+
+
 @pytest.mark.parametrize("name", ["prediction/stage.json", "prediction/scores/stage.json", "dataset.json"])
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
 def test_damaged_json_is_named(folders, name, content):

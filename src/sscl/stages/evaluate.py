@@ -73,7 +73,7 @@ def evaluate(
 
     Raises:
         UserError: a prediction of an unknown case, another grid than the reference's, a label value that is not
-            declared, a file that cannot be read.
+            declared or means another class, a file that cannot be read.
     """
     began = time.monotonic()
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
@@ -85,6 +85,7 @@ def evaluate(
     made = _stage_of(prediction)
     masks = {case: digest(path) for case, path in predicted.items()}
     _require_as_predicted(prediction, masks, due, made)
+    _require_same_classes(prediction, made.get("labels") or [], reference, due.labels or {})
     if is_dataset(reference) and split == "test":
         _log_opening(reference, prediction, due)
     spacing_mm = spacing_mm or due.spacing_if_missing_mm
@@ -227,6 +228,26 @@ def _require_as_predicted(prediction: Path, masks: Mapping[str, str], due: _Refe
                 f"{prediction / case}.nii.gz: {what}. Run `sscl predict` again, or, to score masks of another origin, "
                 f"put them into a folder without {STAGE}."
             )
+
+
+def _require_same_classes(prediction: Path, names: Sequence[str], reference: Path, labels: Mapping[int, str]) -> None:
+    """Of the classes that `predict` noted and those of the reference, as far as both are known. Another name alone may
+    mean the same organ: a warning.
+
+    Raises:
+        UserError: a class of one name has another value in the reference.
+    """
+    ours, theirs = ([name.casefold() for name in listed] for listed in (names, labels.values()))
+    if not ours or not theirs or ours == theirs:
+        return
+    both = f"{prediction} has the classes {', '.join(names)}; {reference} has {', '.join(labels.values())}"
+    for value, name in enumerate(ours):
+        if name in theirs and theirs[value : value + 1] != [name]:
+            raise UserError(
+                f"{both}: '{names[value]}' has another value, and would be scored as another class. Give a reference "
+                "with the classes in this order, or predict with a model that was trained on those."
+            )
+    logger.warning("%s. Equal values are compared, whatever their names.", both)
 
 
 def _labels_in(due: _Reference, spacing_mm: Spacing | None) -> dict[int, str]:
