@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_inputs import CANARY, CATALOGUE, IMAGE, LABEL, LABELLED, make, nifti, put, sound, volume
+from bad_inputs import CANARY, CATALOGUE, IMAGE, LABEL, LABELLED, make, nifti, put, slices, sound, volume
 from harness import Expected, complaints, contents, run, unprivileged
 
 from sscl.stages.model import export
 from sscl.stages.prepare import prepare
 from sscl.stages.train import train
-from sscl.volumes.files import read_label
+from sscl.volumes.files import read_label, write_label
 from sscl.volumes.geometry import to_ras
 
 OTHER = "imagesTr/scan0_0000.nii.gz"
@@ -104,6 +104,17 @@ def test_evaluate_does_not_lose_a_mask(tmp_path: Path) -> None:
     put(tmp_path / "predicted/a.nii.gz", nifti(volume(0)[1]))
     outcome = run(root, "evaluate", tmp_path / "predicted", root / "masks")
     assert complaints(Expected("refuse", ("masks/a.nii.gz",), ("link",)), outcome) == []
+
+
+def test_evaluate_reads_a_mask_that_is_a_dicom_series(tmp_path: Path) -> None:
+    slices(tmp_path / "masks/a", volume(0)[1].astype(np.int16) + 1024, "1.2.9")
+    truth = read_label(tmp_path / "masks/a")
+    (tmp_path / "predicted").mkdir()
+    write_label(tmp_path / "predicted/a.nii.gz", truth.array[0], truth)
+    outcome = run(tmp_path, "evaluate", tmp_path / "predicted", tmp_path / "masks", "-o", tmp_path / "scores")
+    assert outcome.code == 0
+    (row,) = (tmp_path / "scores/scores.csv").read_text().splitlines()[1:]
+    assert row.startswith("a,1,ok,1.0,")
 
 
 def test_train_reads_the_same_from_an_awkward_set(tmp_path: Path, run_folder: Path) -> None:

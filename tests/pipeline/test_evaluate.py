@@ -266,6 +266,23 @@ def test_labels_of_the_prediction_name_the_classes(folders):
     ]
 
 
+@pytest.mark.parametrize(
+    ("names", "outcome"),
+    [(("background", "Organ"), ""), (("background", "liver"), "warned"), (("organ", "background"), "refused")],
+)
+def test_a_class_of_another_value_is_refused(names, outcome, folders, caplog):
+    prediction, reference = folders
+    reference = reference.rename(reference.parent / "labelsTs")
+    (reference.parent / "dataset.json").write_text('{"labels": {"background": 0, "organ": 1}}')
+    (prediction / "stage.json").write_text(json.dumps({"stage": "predict", "labels": names}))
+    if outcome == "refused":
+        with pytest.raises(UserError, match=r"classes organ, background; .*labelsTs has background, organ: 'organ'"):
+            evaluate(prediction, reference)
+    else:
+        evaluate(prediction, reference)
+        assert ("has the classes background, liver; " in caplog.text) == (outcome == "warned")
+
+
 @pytest.mark.parametrize("name", ["prediction/stage.json", "prediction/scores/stage.json", "dataset.json"])
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
 def test_damaged_json_is_named(folders, name, content):
@@ -284,6 +301,13 @@ def test_the_predictions_own_stage_is_not_overwritten(folders):
     with pytest.raises(UserError, match="another stage"):
         evaluate(prediction, reference, prediction)
     assert (prediction / "stage.json").read_text() == '{"stage": "predict"}'
+
+
+def test_scores_are_not_written_among_masks(folders):
+    prediction, reference = folders
+    with pytest.raises(UserError, match=r"reference/a\.nii\.gz: scans or masks lie in this folder"):
+        evaluate(prediction, reference, reference)
+    assert {path.name for path in reference.iterdir()} == {"a.nii.gz", "b.nii.gz"}
 
 
 @pytest.mark.parametrize("labels", [{"background": 0, "organ": 1, "ignore": 2}, {"0": "background", "1": "organ"}])
@@ -404,9 +428,65 @@ def test_mistakes_about_folders(folders, tmp_path):
         evaluate(tmp_path / "nowhere", reference)
     with pytest.raises(UserError, match="tolerance -1"):
         evaluate(prediction, reference, tolerance_mm=-1.0)
+    with pytest.raises(UserError, match=r"--split development: .* only a prepared data set has lists"):
+        evaluate(prediction, reference, split="development")
+    (prediction / "recipe.yaml").touch()
+    with pytest.raises(UserError, match=f"a run.*{prediction / 'predictions'}: give that folder"):
+        evaluate(prediction, reference)
+    (prediction / "recipe.yaml").unlink()
     _write(prediction, "a", _mask(), ending=".nii")
     with pytest.raises(UserError, match="two masks of one case 'a'"):
         evaluate(prediction, reference)
+
+
+def test_exchanged_folders_are_refused_before_anything_is_written(folders, tmp_path, caplog):
+    prediction, reference = folders
+    dataset, _ = _dataset(tmp_path)
+    (prediction / "stage.json").write_text('{"stage": "predict"}')
+    for first in (reference, dataset):
+        with pytest.raises(UserError, match=f"look exchanged.*sscl evaluate {prediction} {first}"):
+            evaluate(first, prediction)
+    (prediction / "stage.json").unlink()
+    labels = shutil.copytree(reference, tmp_path / "labelsTr")
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(UserError, match="scores are not written among them"):
+        evaluate(labels, prediction)
+    assert not list(tmp_path.glob("*/scores"))
+    for folder in folders:
+        (folder / "stage.json").write_text('{"stage": "predict"}')
+    evaluate(prediction, reference)
+    assert f"{reference}: the reference is predicted, too" in caplog.text
+
+
+def test_a_reference_is_not_compared_with_itself(folders, tmp_path):
+    _, reference = folders
+    (tmp_path / "links").mkdir()
+    for case in ("a", "b"):
+        (tmp_path / f"links/{case}.nii.gz").symlink_to(reference / f"{case}.nii.gz")
+    for prediction in (reference, tmp_path / "links"):
+        with pytest.raises(UserError, match=r"a\.nii\.gz: is the reference itself"):
+            evaluate(prediction, reference)
+
+
+@pytest.mark.parametrize(("low", "reason"), [(0, "960 values from 0 to 959"), (-959, "960 values from -959 to 0")])
+def test_a_scan_is_no_reference(low, reason, folders):
+    prediction, reference = folders
+    _write(reference, "b", np.arange(low, low + 960, dtype=np.int16).reshape(SHAPE))
+    with pytest.raises(UserError, match=rf"b\.nii\.gz: {reason}\. Is it a scan"):
+        evaluate(prediction, reference)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_mask_of_a_kind_that_is_not_read_is_named(side, folders):
+    (folders[side] / "c.mha").write_bytes(b"ObjectType = Image")
+    with pytest.raises(UserError, match=r"c\.mha: is not a volume of a known kind"):
+        evaluate(*folders)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, math.nan, math.inf])
+def test_a_spacing_that_is_none(step, folders):
+    with pytest.raises(UserError, match="expected three lengths over 0"):
+        evaluate(*folders, spacing_mm=(1.0, step, 1.0))
 
 
 def test_empty_references_without_declared_labels(tmp_path):

@@ -358,6 +358,15 @@ def test_named_cases_are_drawn(runs, tmp_path):
         figures(runs[:1], tmp_path, ["t3"])
 
 
+@pytest.mark.parametrize("place", ["source", "source/labelsTr", "dataset"])
+def test_nothing_is_written_among_scans_and_masks(place, tiny, runs, tmp_path):
+    out = shutil.copytree(tiny.dataset.parent / place, tmp_path / "out")
+    before = sorted(out.iterdir())
+    with pytest.raises(UserError, match=r"scans or masks lie in this folder|another stage"):
+        figures(runs, out)
+    assert sorted(out.iterdir()) == before
+
+
 def test_equal_runs_write_equal_bytes(runs, tmp_path):
     one, two = (sorted(figures(runs[:2], tmp_path / name)) for name in ("one", "two"))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]

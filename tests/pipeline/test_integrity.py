@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
-from tiny_set import assert_equal_weights, ball, make_source, prepared, save_nifti
+from tiny_set import TEST, assert_equal_weights, ball, make_source, prepared, save_nifti
 
 from sscl import cli
 from sscl.core.errors import UserError
@@ -21,6 +22,7 @@ from sscl.engine import checkpoint
 from sscl.engine.run import only_writer
 from sscl.stages.dataset import open_dataset
 from sscl.stages.evaluate import evaluate
+from sscl.stages.figures import figures
 from sscl.stages.folder import built
 from sscl.stages.model import export
 from sscl.stages.predict import predict
@@ -29,6 +31,7 @@ from sscl.stages.record import read_result, record
 from sscl.stages.report import report
 from sscl.stages.train import train
 from sscl.studies import job as study
+from sscl.studies.compare import compare
 from sscl.volumes.files import read_label
 
 CPU = {"threads": 1, "device": "cpu"}
@@ -230,6 +233,32 @@ def test_a_reference_that_was_changed_after_scoring(root: Path) -> None:
     shutil.copy(truth / "t2.nii.gz", truth / "t1.nii.gz")
     with pytest.raises(UserError, match=r"truth/t1\.nii\.gz: was changed since masks were scored"):
         read_result(root / "run")
+
+
+def test_runs_that_were_scored_against_other_masks_of_the_same_names(root: Path) -> None:
+    """A copy in another format is no other mask. Earlier records do not tell theirs."""
+    run, other, truth = root / "run", shutil.copytree(root / "run", root / "other"), root / "truth"
+    truth.mkdir()
+    for case in TEST:
+        nibabel.save(nibabel.load(root / f"source/labelsTr/{case}.nii.gz"), truth / f"{case}.nii")
+    evaluate(other / "predictions", truth)
+    report([run, other], root / "report.html")
+    shutil.copy(truth / "t2.nii", truth / "t1.nii")
+    evaluate(other / "predictions", truth)
+    kept = record(other, other / "predictions", root / "kept")
+    for reader in (
+        lambda: compare([run, other]),
+        lambda: compare([root / "record", kept]),
+        lambda: report([run, other], root / "report.html"),
+        lambda: figures([run, other], root / "figures"),
+    ):
+        with pytest.raises(UserError, match=r"t1: \w+ and \w+ were scored against different reference masks"):
+            reader()
+    facts = read_sealed(kept / "record.json")
+    del facts["scored_against"]
+    write_sealed(kept / "record.json", facts)
+    with pytest.raises(UserError, match="a second run of seed 0"):
+        compare([root / "record", kept])
 
 
 def test_masks_of_a_run_that_was_trained_again(root: Path, other: Path) -> None:

@@ -19,6 +19,7 @@ from sscl.metrics.border import wrong_voxels
 from sscl.report import figures, statistics, tables
 from sscl.stages.evaluate import evaluate
 from sscl.stages.report import report
+from sscl.studies.compare import compare
 from sscl.volumes.files import write_label
 from sscl.volumes.nifti import write_nifti
 from sscl.volumes.volume import Volume
@@ -342,6 +343,23 @@ def test_a_begun_demo_says_that_it_is_not_timed_again(dataset, tmp_path, monkeyp
     with caplog.at_level(logging.INFO, "sscl"):
         assert study._iterations(tmp_path, dataset, 9) == 4
     assert caplog.messages == ["the demo was begun with 4 iterations; --minutes is not timed again"]
+
+
+def test_only_a_report_is_overwritten(dataset, tmp_path):
+    run = make_run(tmp_path / "run", dataset)
+    assert page_of([run], tmp_path) == page_of([run], tmp_path)
+    scan = dataset.parent / "source/images/plain.nii.gz"
+    content = scan.read_bytes()
+    with pytest.raises(UserError, match=r"plain\.nii\.gz: is not a page of `sscl report`"):
+        report([run], scan)
+    assert scan.read_bytes() == content
+
+
+def test_a_part_of_a_run_names_the_run(dataset, tmp_path):
+    run = make_run(tmp_path / "run", dataset, shifts={"plain": 1})
+    for command in (lambda: page_of([run / "predictions"], tmp_path), lambda: compare([run / "predictions"])):
+        with pytest.raises(UserError, match=f"Give the run instead: {run}"):
+            command()
 
 
 @pytest.mark.parametrize("case", ["no run", "twice", "not a run", "out is a folder"])

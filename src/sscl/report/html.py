@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -82,6 +83,12 @@ def render(page: Page) -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     return environment.get_template("page.html.jinja").render(page=page, style=style, policy=policy)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file begins as our pages do."""
+    with path.open("rb") as file:
+        return b"<title>sscl report: " in file.read(2048)
 
 
 def _source(name: str) -> str:

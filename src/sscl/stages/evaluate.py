@@ -1,5 +1,6 @@
 """`evaluate`: masks and reference masks to scores.csv and summary.csv. The only stage that opens test masks."""
 
+import hashlib
 import json
 import logging
 import math
@@ -19,15 +20,20 @@ from sscl.core.files import open_to_append, read_object, write_text
 from sscl.core.plan import Plan, Spacing
 from sscl.data.layouts import declared_labels
 from sscl.data.split import Split
-from sscl.engine.run import only_writer
+from sscl.engine.run import RECIPE, only_writer
 from sscl.metrics import table
 from sscl.stages.dataset import DATASET, PLAN, SPLIT, is_dataset, read_noted, read_own_mask, require_crops
-from sscl.stages.folder import STAGE, digest, read_stage, write_stage
-from sscl.volumes.files import case_stem, read_image, read_label
+from sscl.stages.folder import STAGE, digest, read_stage, refuse_foreign, write_stage
+from sscl.volumes.files import case_stem, is_volume, read_image, read_label, unknown_kind
 from sscl.volumes.geometry import same_grid, to_ras
 from sscl.volumes.volume import Volume
 
 logger = logging.getLogger("sscl")
+
+MAX_CLASSES = 127
+"""As in a plan."""
+_NOT_READ = (".mha", ".mhd", ".nhdr", ".hdr", ".img", ".mgz", ".gipl", ".dcm")
+"""Endings of volumes of other kinds."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +77,41 @@ def evaluate(
     the NSD. spacing_mm: voxel size of files that hold none. A case without a prediction scores as failed.
 
     Raises:
-        UserError: a prediction of an unknown case, another grid than the reference's, a label value that is not
-            declared, a file that cannot be read.
+        UserError: a prediction of an unknown case, a reference as its own prediction, another grid than the
+            reference's, a label value that is not declared or means another class, a file that cannot be read.
     """
     began = time.monotonic()
+    if spacing_mm is not None and not all(math.isfinite(step) and step > 0 for step in spacing_mm):
+        raise UserError(f"spacing {' x '.join(map(str, spacing_mm))} mm: expected three lengths over 0.")
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise UserError(f"tolerance {tolerance_mm} mm: expected a number of millimetres, 0 or more.")
+    made = _stage_of(prediction)
+    _require_order(prediction, reference, made)
+    if out is None and _is_described(prediction):
+        raise UserError(
+            f"{prediction}: the masks of a data set; scores are not written among them. If they are the reference, "
+            f"they come last: sscl evaluate {reference} {prediction}. Else name a folder with -o."
+        )
     out = prediction / "scores" if out is None else out
-    _refuse_foreign(out)
+    refuse_foreign(out, "evaluate")
     due = _read_reference(reference, split)
     predicted = _predicted(prediction, due, reference)
-    made = _stage_of(prediction)
     masks = {case: digest(path) for case, path in predicted.items()}
     _require_as_predicted(prediction, masks, due, made)
+    _require_same_classes(prediction, made.get("labels") or [], reference, due.labels or {})
     if is_dataset(reference) and split == "test":
         _log_opening(reference, prediction, due)
     spacing_mm = spacing_mm or due.spacing_if_missing_mm
     labels = due.labels or dict(enumerate(made.get("labels") or ())) or _labels_in(due, spacing_mm)
     truths = {str(path.absolute()): digest(path) for path in due.masks.values()}
     scores: list[table.Score] = []
+    scored_against = {}
     for case in sorted(due.masks):
         if case not in predicted:
             logger.warning("%s: no prediction in %s: scored as failed", case, prediction)
-        scores += _score(case, predicted.get(case), due, labels, spacing_mm, tolerance_mm)
+        truth = _truth(case, due, labels, spacing_mm)
+        scored_against[case] = _voxels(truth)
+        scores += _score(case, predicted.get(case), truth, due, labels, spacing_mm, tolerance_mm)
     result = EvaluationResult(
         tuple(scores), tuple(table.summarise(scores)), table.definitions(scores, tolerance_mm), out
     )
@@ -101,21 +119,15 @@ def evaluate(
         "config": {"split": split, "tolerance_mm": tolerance_mm, "spacing_mm": spacing_mm},
         "inputs": {str(predicted[case].absolute()): masks[case] for case in masks} | truths,
         "masks": masks,
+        "scored_against": scored_against,
         "select": made.get("config", {}).get("select"),  # which weights of a run the masks are by; None: not known
     }
     _write(result, noted, began)
     return result
 
 
-def _score(
-    case: str,
-    path: Path | None,
-    due: _Reference,
-    labels: Mapping[int, str],
-    spacing_mm: Spacing | None,
-    tolerance_mm: float,
-) -> list[table.Score]:
-    """One case, both masks read and checked; `path` None: missing."""
+def _truth(case: str, due: _Reference, labels: Mapping[int, str], spacing_mm: Spacing | None) -> Volume:
+    """The reference mask of a case, read and checked."""
     truth = read_own_mask(
         due.masks[case],
         lambda: read_image(due.scans[case], len(due.scans[case]), spacing_mm),
@@ -124,6 +136,25 @@ def _score(
         spacing_mm,
     )
     _require_declared(due.masks[case], truth, {*labels, due.ignore_label})
+    return truth
+
+
+def _voxels(truth: Volume) -> str:
+    """Digest of the classes in RAS+: a copy in another format, compression or axis order has the same."""
+    classes = np.ascontiguousarray(to_ras(truth).array[0], np.int32)
+    return hashlib.sha256(f"{classes.shape} ".encode() + classes.tobytes()).hexdigest()
+
+
+def _score(
+    case: str,
+    path: Path | None,
+    truth: Volume,
+    due: _Reference,
+    labels: Mapping[int, str],
+    spacing_mm: Spacing | None,
+    tolerance_mm: float,
+) -> list[table.Score]:
+    """One case, its prediction read and checked; `path` None: missing."""
     answer = None
     if path is not None:
         answer = read_label(path, spacing_mm)
@@ -142,10 +173,17 @@ def _score(
     )
 
 
-def _refuse_foreign(out: Path) -> None:
-    """Another stage's folder keeps its stage.json."""
-    if _stage_of(out).get("stage", "evaluate") != "evaluate":
-        raise UserError(f"{out}: the folder of another stage; its stage.json would be lost. Choose another folder.")
+def _require_order(prediction: Path, reference: Path, made: Mapping[str, Any]) -> None:
+    """Raises UserError if the two seem to be exchanged; warns of a reference that is a prediction itself."""
+    predicted = not is_dataset(reference) and _stage_of(reference).get("stage") == "predict"
+    if is_dataset(prediction) or (predicted and made.get("stage") != "predict"):
+        raise UserError(
+            f"{prediction} and {reference} look exchanged: what `sscl predict` wrote comes first, a data set or other "
+            f"masks of reference last: sscl evaluate {reference} {prediction}. To take predictions for the reference "
+            f"all the same, put them into a folder without {STAGE}."
+        )
+    if predicted:
+        logger.warning("%s: the reference is predicted, too: scores say how alike, not how right, masks are", reference)
 
 
 def _read_reference(reference: Path, split: str) -> _Reference:
@@ -154,10 +192,16 @@ def _read_reference(reference: Path, split: str) -> _Reference:
     masks = _masks_in(reference)
     if not masks:
         raise UserError(f"{reference}: no mask files here. Expected a folder of masks or a prepared data set.")
-    described = reference.parent / "dataset.json"  # labelsTr, labelsTs of nnU-Net and the Decathlon
-    if reference.name.startswith("labels") and described.is_file():
-        return _Reference(masks, *_declared(described))
-    return _Reference(masks, None)
+    if split != "test":
+        raise UserError(f"--split {split}: {reference} is a folder of masks; only a prepared data set has lists.")
+    if _is_described(reference):
+        return _Reference(masks, *_declared(reference.parent / "dataset.json"))
+    return _Reference(masks, dict(enumerate(_stage_of(reference).get("labels") or ())) or None)
+
+
+def _is_described(folder: Path) -> bool:
+    """Whether it is labelsTr or labelsTs of nnU-Net or the Decathlon."""
+    return folder.name.startswith("labels") and (folder.parent / "dataset.json").is_file()
 
 
 def _from_dataset(dataset: Path, split: str) -> _Reference:
@@ -218,24 +262,56 @@ def _require_as_predicted(prediction: Path, masks: Mapping[str, str], due: _Refe
             )
 
 
+def _require_same_classes(prediction: Path, names: Sequence[str], reference: Path, labels: Mapping[int, str]) -> None:
+    """Of the classes that `predict` noted and those of the reference, as far as both are known. Another name alone may
+    mean the same organ: a warning.
+
+    Raises:
+        UserError: a class of one name has another value in the reference.
+    """
+    ours, theirs = ([name.casefold() for name in listed] for listed in (names, labels.values()))
+    if not ours or not theirs or ours == theirs:
+        return
+    both = f"{prediction} has the classes {', '.join(names)}; {reference} has {', '.join(labels.values())}"
+    for value, name in enumerate(ours):
+        if name in theirs and theirs[value : value + 1] != [name]:
+            raise UserError(
+                f"{both}: '{names[value]}' has another value, and would be scored as another class. Give a reference "
+                "with the classes in this order, or predict with a model that was trained on those."
+            )
+    logger.warning("%s. Equal values are compared, whatever their names.", both)
+
+
 def _labels_in(due: _Reference, spacing_mm: Spacing | None) -> dict[int, str]:
     """Where nothing declares the labels: those that the reference masks contain, named by their value."""
     values: set[int] = {0}
     for path in due.masks.values():
-        values |= _values(read_label(path, spacing_if_missing_mm=spacing_mm))
+        found = _values(read_label(path, spacing_if_missing_mm=spacing_mm))
+        if len(found) > MAX_CLASSES or min(found) < 0:
+            raise UserError(
+                f"{path}: {len(found)} values from {min(found)} to {max(found)}. Is it a scan? Expected a mask of "
+                f"at most {MAX_CLASSES} classes, none below 0."
+            )
+        values |= found
     if values == {0}:
         raise UserError("the reference masks are all empty and nothing declares labels: there is nothing to score.")
     return {value: str(value) for value in sorted(values)}
 
 
 def _masks_in(folder: Path) -> dict[str, Path]:
+    """By case. Other files may lie there too, unless they can be masks that would be left out."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder.")
+    if (folder / RECIPE).is_file():
+        masks_of_run = folder / "predictions"
+        raise UserError(f"{folder}: a run. `sscl predict` writes its masks to {masks_of_run}: give that folder.")
     masks: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or case_stem(path) == path.name:
+        if path.suffix.lower() in _NOT_READ and not path.name.startswith("."):
+            raise UserError(f"{path}: {unknown_kind(path)} Convert it, or move it elsewhere: it would not be scored.")
+        if not is_volume(path):
             continue
-        if not path.is_file():
+        if case_stem(path) != path.name and not path.is_file():
             raise UserError(f"{path}: named like a mask, but a folder or a link to nothing. Restore or remove it.")
         case = case_stem(path)
         if case in masks:
@@ -257,6 +333,9 @@ def _predicted(prediction: Path, due: _Reference, reference: Path) -> dict[str, 
     if not masks.keys() - surplus:
         another = " Is it of another list? --split says which to score." if surplus else ""
         raise UserError(f"{prediction}: no prediction for any of the {len(due.masks)} cases of {reference}.{another}")
+    for case, path in masks.items():
+        if case in due.masks and path.resolve() == due.masks[case].resolve():
+            raise UserError(f"{path}: is the reference itself, compared with itself. Give the folder of predictions.")
     if surplus:
         logger.info("%d predictions are of cases outside this list: not scored", len(surplus))
     return {case: path for case, path in masks.items() if case in due.masks}
@@ -265,7 +344,8 @@ def _predicted(prediction: Path, due: _Reference, reference: Path) -> dict[str, 
 def _require_declared(path: Path, mask: Volume, allowed: set[int | None]) -> None:
     if wrong := _values(mask) - allowed:
         declared = sorted(value for value in allowed if value is not None)
-        raise UserError(f"{path}: label values {sorted(wrong)} are not declared. Declared: {declared}.")
+        shown = f"{sorted(wrong)[:5]}" + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise UserError(f"{path}: label values {shown} are not declared. Declared: {declared}.")
 
 
 def _values(mask: Volume) -> set[int]:

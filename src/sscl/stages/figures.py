@@ -9,6 +9,7 @@ from sscl.metrics.border import border_counts, near_border
 from sscl.report import paper_figures
 from sscl.report.border import CaseRow, border_csv, border_table, rate_rows
 from sscl.report.layout import markdown
+from sscl.stages.folder import refuse_foreign
 from sscl.stages.reading import (
     RunFolder,
     by_experiment,
@@ -16,6 +17,7 @@ from sscl.stages.reading import (
     read_reference,
     read_run,
     read_scan,
+    require_same_references,
     short_names,
 )
 
@@ -34,10 +36,11 @@ def figures(runs: Sequence[Path], out: Path, cases: Sequence[str] | None = None)
 
     Raises:
         UserError: no run, the same twice, a folder that is no run or was not evaluated, runs of different cases, a case
-            that was not scored, a mask that is missing, or a scan that is gone.
+            that was not scored, a mask that is missing, a scan that is gone, or `out` holds something else.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file. Give a folder for the figures.")
+    refuse_foreign(out, "figures")
     read = [read_run(path, name) for path, name in short_names(runs).items()]
     _require_comparable(read)
     notes: list[str] = []
@@ -64,7 +67,8 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _require_comparable(runs: Sequence[RunFolder]) -> None:
-    """All were evaluated, on the same cases, and every case was predicted: silence is not a correct answer."""
+    """All were evaluated, on the same cases and against the same masks, and every case was predicted: silence is not a
+    correct answer."""
     for run in runs:
         if not run.dice:
             raise UserError(
@@ -76,6 +80,7 @@ def _require_comparable(runs: Sequence[RunFolder]) -> None:
             )
         if missing := [case for case in sorted(run.dice) if not run.prediction(case).is_file()]:
             raise UserError(f"{run.name}: no prediction of {', '.join(missing)}. Run `sscl predict` again.")
+    require_same_references((run.name, run.scored_against) for run in runs)
 
 
 def _chosen(cases: Sequence[str] | None, first: RunFolder) -> Sequence[str]:

@@ -20,6 +20,7 @@ from pydantic import Field
 import sscl
 from sscl.core.errors import UserError
 from sscl.core.files import Shape, read_sealed, sha256, write_sealed
+from sscl.volumes.files import is_volume
 
 logger = logging.getLogger("sscl")
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Stage(Shape):
     peak_memory_bytes: int | None = None
     files: dict[str, str] = Field(default_factory=dict)
     masks: dict[str, str] = Field(default_factory=dict)
+    scored_against: dict[str, str] = Field(default_factory=dict)
     probabilities: dict[str, str] = Field(default_factory=dict)
     weights: dict[str, str] = Field(default_factory=dict)
     recipe: str | None = None
@@ -77,6 +79,21 @@ def refuse_read_only(out: Path, *inside: str) -> None:
     for folder in (place, *(out / name for name in inside if (out / name).exists())):
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise UserError(f"{folder}: nothing can be written there. Change its permissions, or give another -o.")
+
+
+def refuse_foreign(out: Path, stage: str) -> None:
+    """Where a folder needs not be new.
+
+    Raises:
+        UserError: it is another stage's, or holds scans, masks or a data set.
+    """
+    if (out / STAGE).is_file() and read_stage(out).get("stage", stage) != stage:
+        raise UserError(f"{out}: the folder of another stage; its {STAGE} would be lost. Choose another folder.")
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if path.name == "dataset.json" or (path.is_file() and is_volume(path)):
+            raise UserError(
+                f"{path}: scans or masks lie in this folder, so nothing else is written to it. Give another -o."
+            )
 
 
 def _remove_leftovers(out: Path) -> None:

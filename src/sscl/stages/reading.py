@@ -1,7 +1,7 @@
 """What train, predict and evaluate left in a run folder, read for the stages that show it."""
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class RunFolder:
     """Masks that `evaluate` read, by file name without ending."""
     select: str = "last"
     """Which of the run's weights were scored: `last`, or `best` on its validation cases."""
+    scored_against: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Case to the digest of its reference."""
 
     @property
     def predictions(self) -> Path:
@@ -62,9 +64,38 @@ def short_names(runs: Sequence[Path]) -> dict[Path, str]:
     return {path: "/".join(path.parts[-depth:]) for path in paths}
 
 
+def refuse_part(path: Path) -> None:
+    """Raises UserError for a folder that lies in a run."""
+    run = path.absolute().parent
+    if not (path / RECIPE).is_file() and (run / RECIPE).is_file():
+        raise UserError(f"{path}: a part of the run {run}. Give the run instead: {run}.")
+
+
 def selected(scores: Path) -> str:
     """Which of a run's weights were scored: `best` where `evaluate` noted it in its folder, else `last`."""
     return (read_stage(scores).get("select") if (scores / STAGE).is_file() else None) or "last"
+
+
+def scored_against(scores: Path) -> dict[str, str]:
+    """Case to the digest of its reference, as `evaluate` noted it; earlier versions noted none."""
+    return read_stage(scores).get("scored_against", {}) if (scores / STAGE).is_file() else {}
+
+
+def require_same_references(runs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+    """runs: name, and what `scored_against` gives.
+
+    Raises:
+        UserError: two of them were scored against different masks of one case.
+    """
+    known: dict[str, tuple[str, str]] = {}
+    for name, digests in runs:
+        for case, voxels in digests.items():
+            first, expected = known.setdefault(case, (name, voxels))
+            if voxels != expected:
+                raise UserError(
+                    f"{case}: {first} and {name} were scored against different reference masks, so their scores cannot "
+                    "be compared. Run `sscl evaluate` for both with the same reference."
+                )
 
 
 def require_as_trained(run: Path) -> None:
@@ -120,6 +151,7 @@ def read_run(path: Path, name: str) -> RunFolder:
     Raises:
         UserError: it is no run folder, or a file in it is damaged.
     """
+    refuse_part(path)
     scores = path / "predictions" / "scores"
     files = {file: scores / file for file in ("scores.csv", "summary.csv", "definitions.txt", "stage.json")}
     text = {file: read_text(place) if place.is_file() else "" for file, place in files.items()}
@@ -140,6 +172,7 @@ def read_run(path: Path, name: str) -> RunFolder:
         definitions=text["definitions.txt"].rstrip(),
         references={case_stem(Path(p)): Path(p) for p in inputs if Path(p).parent.resolve() != path / "predictions"},
         select=selected(scores),
+        scored_against=scored_against(scores),
     )
 
 

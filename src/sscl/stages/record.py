@@ -4,12 +4,13 @@ import csv
 import io
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
+from pydantic import Field
 
 from sscl.core.errors import UserError
 from sscl.core.files import Shape, json_digest, read_object, read_sealed, read_text, sha256, write_sealed, write_text
@@ -18,7 +19,7 @@ from sscl.engine.train import ENGINE_VERSION
 from sscl.methods import METHODS, method_class
 from sscl.report.tables import Row, read_metrics, read_scores
 from sscl.stages.folder import STAGE, read_stage, require_files
-from sscl.stages.reading import require_as_scored, require_as_trained, selected
+from sscl.stages.reading import require_as_scored, require_as_trained, scored_against, selected
 from sscl.stages.train import CHECKPOINTS
 
 logger = logging.getLogger("sscl")
@@ -35,6 +36,7 @@ class _Versions(Shape):
 
 class _Record(Shape):
     select: Literal["last", "best"] | None = None
+    scored_against: dict[str, str] = Field(default_factory=dict)
     versions: _Versions | None = None
 
 
@@ -50,6 +52,8 @@ class Result:
     """record.json; empty for a run folder."""
     select: str = "last"
     """Which of the run's weights were scored: `last`, or `best` on its validation cases."""
+    scored_against: Mapping[str, str] = field(default_factory=dict)
+    """Case to the digest of its reference; the first records name none."""
 
     @property
     def identity(self) -> str | None:
@@ -94,7 +98,9 @@ def read_result(folder: Path) -> Result:
         facts = {}
         require_as_trained(folder)
         require_as_scored(found[0].parent.parent, folder)
-    return Result(folder.name, recipe, rows, facts, facts.get("select") or selected(found[0].parent))
+    scores = found[0].parent
+    against = facts.get("scored_against", {}) if facts else scored_against(scores)
+    return Result(folder.name, recipe, rows, facts, facts.get("select") or selected(scores), against)
 
 
 def read_records(folder: Path) -> list[Result]:
@@ -148,6 +154,7 @@ def record(run: Path, predictions: Path, out: Path) -> Path:
         {
             "weights_sha256": read_object(last, "sha256")["sha256"],
             "select": selected(scores),
+            "scored_against": scored_against(scores),
             "metrics_sha256": sha256(run / METRICS),
             "data_digest": recipe.data_digest,
             "versions": {"engine": ENGINE_VERSION, "method": METHODS[recipe.method].version},

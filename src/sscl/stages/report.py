@@ -10,7 +10,15 @@ from sscl.engine.run import RECIPE
 from sscl.metrics.border import wrong_voxels
 from sscl.metrics.table import definitions
 from sscl.report import figures, html, statistics, tables
-from sscl.stages.reading import RunFolder, by_experiment, read_prediction, read_run, read_scan, short_names
+from sscl.stages.reading import (
+    RunFolder,
+    by_experiment,
+    read_prediction,
+    read_run,
+    read_scan,
+    require_same_references,
+    short_names,
+)
 
 MAX_PICTURED = 24
 """Cases with pictures, the worst ones; the table has all."""
@@ -22,11 +30,15 @@ def report(runs: Sequence[Path], out: Path) -> Path:
     Masks are opened only for cases that `evaluate` has scored. What is missing is said in the page.
 
     Raises:
-        UserError: no run, the same twice, a folder that is no run, a damaged file in it, or `out` is a folder.
+        UserError: no run, the same twice, a folder that is no run, a damaged file in it, runs that were scored against
+            different reference masks, or `out` is a folder or a file that is no report.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder. Give the name of the report's file, for instance {out / 'report.html'}.")
+    if out.exists() and not (out.is_file() and html.is_page(out)):
+        raise UserError(f"{out}: is not a page of `sscl report`, and would be overwritten. Choose another file.")
     read = [read_run(path, name) for path, name in short_names(runs).items()]
+    require_same_references((run.name, run.scored_against) for run in read)
     notes = [note for run in read for note in _missing(run)]
     groups = by_experiment(read, notes)
     page = html.Page(

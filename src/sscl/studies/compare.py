@@ -12,6 +12,7 @@ from sscl.engine.run import FREE
 from sscl.methods import LABELLED_DIFFERS, METHODS, method_class
 from sscl.report.statistics import Interval, Scores, holm, paired_difference, same_seeds, wilcoxon
 from sscl.report.tables import dice_by_case, num_failed
+from sscl.stages.reading import refuse_part, require_same_references
 from sscl.stages.record import Result, read_result, read_results
 
 
@@ -142,7 +143,7 @@ def grouped(results: Sequence[Result]) -> list[Group]:
     """Runs of one recipe but for the seed, together.
 
     Raises:
-        UserError: none, or different test cases.
+        UserError: none, or different test cases, or other reference masks of them.
     """
     if not results:
         raise UserError("nothing to compare: no scored run was found.")
@@ -158,6 +159,7 @@ def grouped(results: Sequence[Result]) -> list[Group]:
                 f"{results[0].name} and {result.name} were scored on different cases ({', '.join(odd)}). Compare runs "
                 "with one list of test cases."
             )
+    require_same_references((result.name, result.scored_against) for result in results)
     configs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         configs[result.recipe.method].append(_config(result))
@@ -203,6 +205,7 @@ def _results(folder: Path) -> list[Result]:
         return [read_result(folder)]
     inside = sorted(path.parent for path in folder.glob("*/recipe.yaml")) if folder.is_dir() else []
     if not inside:
+        refuse_part(folder)
         raise UserError(f"{folder}: neither a run, a record, nor a folder of them.")
     return read_results(inside)
 
