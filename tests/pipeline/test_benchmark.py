@@ -329,6 +329,19 @@ def test_what_the_network_gave_is_told_apart_from_what_unlabelled_scans_gave(tmp
     assert "with 8 masks, and nothing else, its network and schedule changed Dice" in found.answers[1]
 
 
+def test_a_run_on_the_masks_alone_is_never_the_plain_one(tmp_path: Path) -> None:
+    """Though there are three of them."""
+    alone = [f"sscl_unlabelled-false_8_{seed}" for seed in range(3)]
+    records(tmp_path, "sscl_8_0", *alone)
+    assert {group.label for group in grouped(read_records(tmp_path))} == {"sscl", "sscl unlabelled=false"}
+
+
+def test_the_command_for_a_missing_run_has_the_settings_that_make_its_network(tmp_path: Path) -> None:
+    records(tmp_path, "sscl_8_0", "sscl_8_1", "sscl_spectral-false_8_0")
+    (answer,) = (line for line in compare([tmp_path]).answers if line.startswith("sscl spectral=false"))
+    assert "--method sscl --iterations 600 --set unlabelled=false --set spectral=false, with the same seeds" in answer
+
+
 def test_what_only_unlabelled_scans_need_makes_no_other_network(tmp_path: Path) -> None:
     records(tmp_path, "sscl_alpha-0.99_ema_warmup-true_8_0", "sscl_recon_skips-false_8_0", "sscl_unlabelled-false_8_0")
     (gain,) = gains(grouped(read_records(tmp_path)))

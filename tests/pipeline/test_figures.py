@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,23 +132,37 @@ def test_a_case_without_a_border_is_left_out_of_that_rate_only():
     assert "near the border are of 1 of 2 cases" in markdown(border_table(rate_rows(rows)))
 
 
+def test_a_missed_case_improves_no_rate():
+    """An empty mask has 2 wrong voxels elsewhere where the poor one had 5."""
+    poor = case_rows(vnet=[[30, 10]], sscl=[[90, 10]])
+    missed = [replace(r, counts=BorderCounts(50, 100, 2, 1000), failed=True) if r == poor[2] else r for r in poor]
+    for region in ("near", "elsewhere"):
+        before, after = (getattr(rate_rows(rows)[1], region) for rows in (poor, missed))
+        assert before.mean < after.mean == pytest.approx((1 + {"near": 0.10, "elsewhere": 0.005}[region]) / 2)
+        assert before.difference.mean < after.difference.mean
+    table = border_table(rate_rows(missed))
+    assert table.rows[1][3] == "1"
+    assert "100 %" in " ".join(table.footnotes)
+    assert border_csv(missed).splitlines()[3].endswith(",50,100,2,1000,1")
+
+
 def test_table_in_percent_and_names_as_text():
     rows = case_rows(**{"vnet": [[30, 10]], "<b>|x": [[20, 0]]})
     table = border_table(rate_rows(rows), ["a note"])
-    assert table.rows[0] == ["vnet", "1", "2", "20.00", "baseline", "0.5000", "baseline", "80.0"]
-    assert table.rows[1][:6] == ["<b>|x", "1", "2", "10.00", "-10.00 (-10.00 to -10.00)", "0.5000"]
+    assert table.rows[0] == ["vnet", "1", "2", "0", "20.00", "baseline", "0.5000", "baseline", "80.0"]
+    assert table.rows[1][:7] == ["<b>|x", "1", "2", "0", "10.00", "-10.00 (-10.00 to -10.00)", "0.5000"]
     page = MarkdownIt("commonmark").enable("table").render(markdown(table))
     assert "<td>&lt;b&gt;|x</td>" in page
     assert "With one seed" in page
     assert "<p>a note</p>" in page
     assert "With one seed" not in markdown(border_table(rate_rows(case_rows(vnet=[[30, 10]] * 2))))
-    assert border_csv(rows).splitlines()[1] == "vnet-0,vnet,0,a,30,100,5,1000"
+    assert border_csv(rows).splitlines()[1] == "vnet-0,vnet,0,a,30,100,5,1000,0"
 
 
 def test_dots_and_intervals_stand_where_the_numbers_are():
     def row(name, mean):
         interval = None if mean is None else statistics.Interval(mean, mean - 0.01, mean + 0.02, 2, 1)
-        return RateRow(name, "vnet", 1, 2, Rate(0.2, interval), Rate(0.001, interval), 0.5)
+        return RateRow(name, "vnet", 1, 2, 0, Rate(0.2, interval), Rate(0.001, interval), 0.5)
 
     svg = paper_figures.border_rates([row("vnet", None), row("<dtc>", -0.05), row("sscl", -0.1)]).decode()
     for text in ("&lt;dtc&gt;", "sscl", "near the border (vnet: 20 %)", "elsewhere (vnet: 0.1 %)"):

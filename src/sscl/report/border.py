@@ -19,6 +19,9 @@ class CaseRow:
     seed: int
     case: str
     counts: BorderCounts
+    failed: bool = False
+    """One of its masks is empty and the reference's is not, or the other way round. Both rates are then 1: an empty
+    mask has few wrong voxels away from the border, fewer than many a poor one."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class RateRow:
     baseline: str
     num_seeds: int
     num_cases: int
+    num_failed: int
     near: Rate
     elsewhere: Rate
     share_near: float | None
@@ -45,10 +49,9 @@ class RateRow:
 
 def border_csv(rows: Sequence[CaseRow]) -> str:
     """The text of border.csv: one row per run and case."""
-    head = ("run", "method", "seed", "case", "wrong_near", "voxels_near", "wrong_elsewhere", "voxels_elsewhere")
-    return csv_rows(
-        [head, *((row.run, row.experiment, row.seed, row.case, *vars(row.counts).values()) for row in rows)]
-    )
+    counted = ("wrong_near", "voxels_near", "wrong_elsewhere", "voxels_elsewhere")
+    lines = ((r.run, r.experiment, r.seed, r.case, *vars(r.counts).values(), int(r.failed)) for r in rows)
+    return csv_rows([("run", "method", "seed", "case", *counted, "failed"), *lines])
 
 
 def rate_rows(rows: Sequence[CaseRow]) -> list[RateRow]:
@@ -71,6 +74,7 @@ def rate_rows(rows: Sequence[CaseRow]) -> list[RateRow]:
             baseline=baseline,
             num_seeds=len({row.seed for row in group}),
             num_cases=len({row.case for row in group}),
+            num_failed=sum(row.failed for row in group),
             near=regions[0][name],
             elsewhere=regions[1][name],
             share_near=_share_near([row.counts for row in group]),
@@ -82,12 +86,12 @@ def rate_rows(rows: Sequence[CaseRow]) -> list[RateRow]:
 def border_table(rows: Sequence[RateRow], notes: Sequence[str] = ()) -> Table:
     """`rate_rows` as a table, with what its numbers mean and further notes below."""
     head = [
-        *("method", "seeds", "cases", "wrong near the border, %", "difference, points (95 % interval)"),
+        *("method", "seeds", "cases", "failed", "wrong near the border, %", "difference, points (95 % interval)"),
         *("wrong elsewhere, %", "difference, points (95 % interval)", "share of the wrong voxels that is near, %"),
     ]
     body = [
         [
-            *(row.experiment, str(row.num_seeds), str(row.num_cases)),
+            *(row.experiment, str(row.num_seeds), str(row.num_cases), str(row.num_failed)),
             *(_percent(row.near.mean, 2), _difference(row, row.near, 2)),
             *(_percent(row.elsewhere.mean, 4), _difference(row, row.elsewhere, 4)),
             _percent(row.share_near, 1),
@@ -104,6 +108,8 @@ def _explained(rows: Sequence[RateRow]) -> list[str]:
         "means over seeds and cases of wrong voxels / voxels of the region.",
         f"Differences to {rows[0].baseline}, the same cases paired; bootstrap over cases and seeds. "
         "Less than 0: fewer wrong voxels.",
+        "failed: cases, over all seeds, of which a mask is empty where the reference's is not, or the other way round. "
+        "Both rates of such a case are 100 %; the share is of the voxels as they are.",
     ]
     if min(row.num_seeds for row in rows) == 1:
         lines.append("With one seed an interval speaks of these trainings only, not of the methods.")
@@ -129,7 +135,7 @@ def _scores(group: Sequence[CaseRow], region: str) -> Scores:
     for row in group:
         rate = getattr(row.counts, region)
         if rate is not None:
-            scores[row.seed][row.case] = rate
+            scores[row.seed][row.case] = 1.0 if row.failed else rate
     return scores
 
 

@@ -108,7 +108,16 @@ def dice_by_case(scores: Sequence[Row]) -> dict[str, float]:
 
 def num_failed(scores: Sequence[Row]) -> int:
     """Rows of which one mask was empty, or the prediction missing."""
-    return sum(row["status"] in ("failed", "missing") for row in scores)
+    return sum(map(_is_failed, scores))
+
+
+def failed_cases(scores: Sequence[Row]) -> frozenset[str]:
+    """Cases of which that is so in any class."""
+    return frozenset(row["case"] for row in scores if _is_failed(row))
+
+
+def _is_failed(row: Row) -> bool:
+    return row["status"] in ("failed", "missing")
 
 
 def number(text: str, digits: int) -> str:

@@ -106,7 +106,9 @@ def _case_rows(experiments: Experiments) -> list[CaseRow]:
         for _, _, run in runs:
             counts[run.name, case] = border_counts(read_prediction(case, run, reference), labels, near, ignore)
     return [
-        CaseRow(run.name, name, seed, case, counts[run.name, case]) for name, seed, run in runs for case in run.dice
+        CaseRow(run.name, name, seed, case, counts[run.name, case], case in run.failed)
+        for name, seed, run in runs
+        for case in run.dice
     ]
 
 

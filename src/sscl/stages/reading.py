@@ -32,6 +32,8 @@ class RunFolder:
     """Masks that `evaluate` read, by file name without ending."""
     select: str = "last"
     """Which of the run's weights were scored: `last`, or `best` on its validation cases."""
+    failed: frozenset[str] = frozenset()
+    """Cases with an empty mask where the reference has none, or the other way round, of any class."""
     scored_against: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Case to the digest of its reference."""
 
@@ -172,6 +174,7 @@ def read_run(path: Path, name: str) -> RunFolder:
         definitions=text["definitions.txt"].rstrip(),
         references={case_stem(Path(p)): Path(p) for p in inputs if Path(p).parent.resolve() != path / "predictions"},
         select=selected(scores),
+        failed=tables.failed_cases(rows),
         scored_against=scored_against(scores),
     )
 

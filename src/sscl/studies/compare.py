@@ -257,11 +257,12 @@ def _selection(run: Result) -> str:
 
 def _plain(method: str, configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Of the settings that a method was run with, those of most runs, mostly the preset's; of equally many, those that
-    depart least from its defaults."""
+    depart least from its defaults. A run on the masks alone is never plain: its label says so."""
     defaults = method_class(method).Config().model_dump()
-    return max(
+    usual = max(
         configs, key=lambda config: (configs.count(config), -sum(config[key] != defaults[key] for key in defaults))
     )
+    return {**usual, **{key: True for key in usual if key == "unlabelled"}}
 
 
 def _baselines(group: Group, groups: Sequence[Group]) -> list[Group]:
@@ -308,7 +309,9 @@ def _unanswered(group: Group, groups: Sequence[Group]) -> str:
         labels = ", ".join(other.label for other in several)
         why = f"several runs are its network on the masks alone ({labels}). Name one of them only."
     else:
-        unlike = {setting for other in _candidates(group, groups) for setting in _unlike(group, other)} - {"optimiser"}
+        usual = _plain(group.method, [other.config for other in groups if other.method == group.method])
+        others = _candidates(group, groups) or ([replace(group, config=usual)] if name == group.method else [])
+        unlike = {setting for other in others for setting in _unlike(group, other)} - {"optimiser"}
         settings = ["unlabelled=false"] if name == group.method else []
         settings += [f"{setting}={str(group.config[setting]).lower()}" for setting in sorted(unlike)]
         need = f"sscl train DATASET -o RUN --method {name} --iterations {group.iterations}"
