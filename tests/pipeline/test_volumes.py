@@ -591,6 +591,82 @@ def test_a_slice_that_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
         read_image([folder], 1)
 
 
+def packed(path: Path) -> None:
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+
+
+def without_preamble(path: Path) -> None:
+    path.with_name("IM6").write_bytes(path.read_bytes()[132:])
+
+
+def in_a_linked_folder(path: Path) -> None:
+    (path.parent.parent / "other").mkdir()
+    (path.parent / "more").symlink_to("../other")
+
+
+def in_a_closed_folder(path: Path) -> None:
+    (path.parent / "more").mkdir(mode=0)
+
+
+def by_a_broken_link(path: Path) -> None:
+    (path.parent / "IM6").symlink_to("gone")
+
+
+LOST = {
+    packed: r"dcm\.gz: .*packed",
+    without_preamble: "IM6: .*header",
+    in_a_linked_folder: "more: a link to a folder",
+    by_a_broken_link: "IM6: not a file",
+    in_a_closed_folder: "more: cannot be read: Permission denied",
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_the_last_slice_is_not_lost_in_silence(tmp_path, how, monkeypatch):
+    """No gap tells of it."""
+    folder = series(tmp_path / "ct", np.eye(3))
+    how(last := folder / "1.2.3-06.dcm")
+    last.unlink()
+    if how is in_a_closed_folder:
+        monkeypatch.setattr(os, "scandir", as_a_user(os.scandir))
+    with pytest.raises(UserError, match=LOST[how]):
+        read_image([folder], 1)
+
+
+def as_a_user(scandir):
+    """Root may read what the mode forbids."""
+
+    def scan(path):
+        if not Path(path).stat().st_mode & 0o444:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    return scan
+
+
+def test_a_series_that_may_not_be_read_is_one_and_says_so(tmp_path, monkeypatch):
+    folder = series(tmp_path / "ct", np.eye(3))
+    folder.chmod(0)
+    monkeypatch.setattr(os, "scandir", as_a_user(os.scandir))
+    assert is_volume(folder)
+    assert patient_of(folder) is None
+    with pytest.raises(UserError, match="ct: cannot be read: Permission denied"):
+        read_image([folder], 1)
+    folder.chmod(0o755)
+
+
+def test_what_lies_beside_the_slices_is_counted_unless_it_usually_does(tmp_path, caplog):
+    folder = series(tmp_path / "ct", np.eye(3))
+    for name in (".DS_Store", "._1.2.3-00.dcm", "Thumbs.db", "DICOMDIR", "notes.TXT", "a.xml", "preview.jpg"):
+        (folder / name).write_bytes(b"\0 1.2.3")
+    assert read_image([folder], 1).shape == SHAPE
+    assert caplog.text == ""
+    for name in ("IM7", "plan.mat"):
+        (folder / name).write_bytes(b"1.2.3 or anything else")
+    assert read_image([folder], 1).shape == SHAPE
+    assert "ct: 2 files that are no DICOM slices are passed over, for instance IM7" in caplog.text
+
+
 def test_the_patient_of_a_series(tmp_path):
     folder = series(tmp_path / "ct", np.eye(3))
     assert patient_of(folder) is None

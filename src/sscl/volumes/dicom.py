@@ -1,5 +1,8 @@
 """A DICOM series in a folder: one file a slice, ordered by where the slices lie."""
 
+import logging
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,11 @@ _NUMBERS = {  # and how many values each has
     "Rows": 1,
     "Columns": 1,
 }
+_SLICES = {".dcm", ".ima"}
+_NOTES = {".csv", ".htm", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml"}
+_COMPANIONS = _NOTES | {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".db", ".ini"}  # Thumbs.db and desktop.ini, too
+
+log = logging.getLogger("sscl")
 
 
 @dataclass(frozen=True)
@@ -35,20 +43,27 @@ class _Slice:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a DICOM file lies in the folder or below."""
-    return folder.is_dir() and any(_is_dicom(path) for path in _files(folder))
+    """Whether a DICOM file lies in the folder or below, or something that may not be read: reading it says so."""
+    try:
+        return folder.is_dir() and any(_is_dicom(path) for path in _files(folder))
+    except OSError:
+        return True
 
 
 def read_dicom(folder: Path) -> Volume:
-    """The one series in the folder or below (other files may lie there too), in rescaled units, float32.
+    """The one series in the folder or below, in rescaled units, float32. What else lies there is told.
 
     Raises:
-        UserError: no series or several, a slice missing, doubled or of another size, undecodable pixels.
+        UserError: no series or several, a slice missing, doubled or of another size, undecodable pixels, or a file that
+            belongs to the series and cannot be read as a slice.
+        OSError: a file or folder below may not be read.
     """
-    slices = [_read_slice(path) for path in _files(folder) if _is_dicom(path)]
+    files = _files(folder)
+    slices = [_read_slice(path) for path in files if _is_dicom(path)]
     if not slices:
         raise UserError(f"{folder}: a folder without DICOM files. Give a scan file or the folder of one DICOM series.")
     _check_one_series(slices, folder)
+    _check_others([path for path in files if not _is_dicom(path)], slices[0].series, folder)
     affine, slices = _place(slices, folder)
     columns, rows = (int(slices[0].numbers[name][0]) for name in ("Columns", "Rows"))
     refuse_beyond_memory(8 * columns * rows * len(slices), folder)  # float32, and a copy in RAS+
@@ -63,25 +78,34 @@ def patient_of(folder: Path) -> str | None:
 
     None: it holds none, or is no readable DICOM file.
     """
-    first = next((path for path in _files(folder) if _is_dicom(path) and path.is_file()), None)
-    if first is None:
-        return None
     try:
+        first = next(path for path in _files(folder) if _is_dicom(path) and path.is_file())
         item = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"])
         return str(item.get("PatientID") or "").strip() or None
-    except Exception:  # whatever a parser meets in damaged bytes; reading the series says so
+    except Exception:  # no file, or whatever a parser meets in damaged bytes; reading the series says so
         return None
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path.name.upper() != "DICOMDIR")
+    """What lies in the folder and below but hidden files and DICOMDIR; links to folders, which are not followed.
+
+    Raises:
+        OSError: a folder may not be read; `rglob` would pass it over.
+    """
+    found = []
+    for top, folders, names in os.walk(folder, onerror=_raise):
+        links = [name for name in folders if Path(top, name).is_symlink()]
+        found += [Path(top, name) for name in (*names, *links) if name[0] != "." and name.upper() != "DICOMDIR"]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_dicom(path: Path) -> bool:
     """By the ending, so that a broken slice is an error, or by the mark at byte 128."""
-    if path.name.startswith("."):
-        return False
-    if path.suffix.lower() in (".dcm", ".ima"):
+    if path.suffix.lower() in _SLICES:
         return True
     if not path.is_file():
         return False
@@ -91,7 +115,7 @@ def _is_dicom(path: Path) -> bool:
 
 def _read_slice(path: Path) -> _Slice:
     if not path.is_file():
-        raise UserError(f"{path}: not a file, but a broken link, a pipe or a device. Restore the slice or remove it.")
+        raise _no_file(path)
     try:
         item = pydicom.dcmread(path)
         numbers = {name: np.atleast_1d(np.array(item.get(name, ()), np.float64)) for name in _NUMBERS}
@@ -134,6 +158,40 @@ def _check_one_series(slices: list[_Slice], folder: Path) -> None:
                     f"{item.path}: {name} is {here.tolist()}, in {first.path} it is {there.tolist()}. "
                     "Remove slices that do not belong to the scan."
                 )
+
+
+def _check_others(paths: Sequence[Path], series: str, folder: Path) -> None:
+    """What is no slice to us: refused if it must be one, told if it may be."""
+    unknown = [path for path in paths if path.suffix.lower() not in _COMPANIONS]
+    for path in unknown:
+        if path.is_dir():
+            raise UserError(
+                f"{path}: a link to a folder, which is not followed, and slices may lie there. Put the folder in its "
+                "place, or remove the link."
+            )
+        if not path.is_file():
+            raise _no_file(path)
+        if not _SLICES.isdisjoint(suffix.lower() for suffix in path.suffixes) or _names(path, series):
+            raise UserError(
+                f"{path}: by its name or content a slice of the series in {folder}, but packed, incomplete or without "
+                "DICOM's header (the mark DICM at byte 128). Unpack it, get it again, or remove it."
+            )
+    if unknown:
+        log.warning(
+            "%s: %d files that are no DICOM slices are passed over, for instance %s. If they hold slices, the scan is "
+            "incomplete.", folder, len(unknown), unknown[0].name,
+        )  # fmt: skip
+
+
+def _names(path: Path, series: str) -> bool:
+    """Whether a file has the series' number at its begin, as a slice without a preamble has, and is no text."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    return series.encode() in head and b"\0" in head
+
+
+def _no_file(path: Path) -> UserError:
+    return UserError(f"{path}: not a file, but a broken link, a pipe or a device. Restore the slice or remove it.")
 
 
 def _place(slices: list[_Slice], folder: Path) -> tuple[Affine, list[_Slice]]:
