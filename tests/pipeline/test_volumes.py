@@ -537,6 +537,18 @@ def test_a_missing_slice_is_refused_with_its_gap(tmp_path):
         read_image([folder], 1)
 
 
+@pytest.mark.parametrize("spacing", [3.0, 0.1, 0.02])
+@pytest.mark.parametrize("how", [Path.unlink, lambda path: path.with_name("copy.dcm").write_bytes(path.read_bytes())])
+def test_a_missing_and_a_doubled_slice_are_refused_however_close_slices_are(tmp_path, spacing, how):
+    folder = series(tmp_path / "ct", np.eye(3))
+    for k, path in enumerate(sorted(folder.iterdir())):
+        edited(path, ImagePositionPatient=[0, 0, k * spacing], PixelSpacing=[spacing, spacing])
+    assert read_image([folder], 1).spacing_mm == pytest.approx((spacing,) * 3)
+    how(folder / "1.2.3-03.dcm")
+    with pytest.raises(UserError, match="missing, doubled or displaced"):
+        read_image([folder], 1)
+
+
 def test_two_series_are_refused_and_listed(tmp_path):
     folder = series(tmp_path / "ct", np.eye(3))
     series(folder, np.eye(3), uid="4.5.6")

@@ -202,8 +202,10 @@ def _place(slices: list[_Slice], folder: Path) -> tuple[Affine, list[_Slice]]:
     if len(slices) < 2:
         raise UserError(f"{folder}: a DICOM series of a single slice. A 3-D scan needs at least 2.")
     positions = np.array([_position(item) for item in slices])
-    _check_gaps(slices, np.diff(positions @ normal))
-    _check_line(slices, positions)
+    gaps = np.diff(positions @ normal)
+    rounding = min(0.1, float(np.median(gaps)) / 4)  # positions are often written to 0.1 mm; slices can be closer
+    _check_gaps(slices, gaps, rounding)
+    _check_line(slices, positions, rounding)
     rows_apart, columns_apart = slices[0].numbers["PixelSpacing"]
     affine = np.eye(4)
     affine[:3, 0] = orientation[0] * columns_apart
@@ -215,10 +217,10 @@ def _place(slices: list[_Slice], folder: Path) -> tuple[Affine, list[_Slice]]:
     return affine, slices
 
 
-def _check_gaps(slices: list[_Slice], gaps: NDArray[np.float64]) -> None:
+def _check_gaps(slices: list[_Slice], gaps: NDArray[np.float64], rounding: float) -> None:
     usual = float(np.median(gaps))
     worst = int(np.abs(gaps - usual).argmax())
-    if usual <= 0 or abs(gaps[worst] - usual) > max(0.01 * usual, 0.1):
+    if usual <= 0 or abs(gaps[worst] - usual) > max(0.01 * usual, rounding):
         raise UserError(
             f"{slices[worst].path}: the gap to the next slice ({slices[worst + 1].path}) is "
             f"{gaps[worst]:.3f} mm, the usual gap is {usual:.3f} mm: a slice is missing, doubled or displaced. "
@@ -226,12 +228,12 @@ def _check_gaps(slices: list[_Slice], gaps: NDArray[np.float64]) -> None:
         )
 
 
-def _check_line(slices: list[_Slice], positions: NDArray[np.float64]) -> None:
+def _check_line(slices: list[_Slice], positions: NDArray[np.float64], rounding: float) -> None:
     """All slices lie where a straight stack has them, to half a pixel."""
     regular = np.linspace(positions[0], positions[-1], len(positions))
     aside = np.linalg.norm(positions - regular, axis=1)
     worst = int(aside.argmax())
-    if aside[worst] > max(0.1, slices[0].numbers["PixelSpacing"].min() / 2):
+    if aside[worst] > max(rounding, slices[0].numbers["PixelSpacing"].min() / 2):
         raise UserError(
             f"{slices[worst].path}: the slice lies {aside[worst]:.3f} mm beside the line of the others: displaced. "
             "Get the whole series again."
