@@ -586,12 +586,25 @@ def edited(path: Path, **values: object) -> None:
         ({"ImageOrientationPatient": [0.5, 0, 0, 0, 1, 0]}, "direction"),
         ({"ImagePositionPatient": [13, -20, -21]}, "3.000 mm beside the line"),
         ({"Rows": 7}, "Rows is"),
+        ({"RescaleSlope": None}, "lacks a value of RescaleSlope"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME1 with .* MONOCHROME2 with"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "kind 'PALETTE COLOR'"),
+        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "ModalityLUTSequence"),
     ],
 )
 def test_a_slice_that_does_not_fit_is_refused(tmp_path, values, cause):
     folder = series(tmp_path / "ct", np.eye(3))
     edited(folder / "1.2.3-03.dcm", **values)
     with pytest.raises(UserError, match=rf"1\.2\.3-03\.dcm: .*{cause}"):
+        read_image([folder], 1)
+
+
+def test_a_slice_without_the_rescaling_of_the_others_is_refused(tmp_path):
+    folder = series(tmp_path / "ct", np.eye(3))
+    item = pydicom.dcmread(folder / "1.2.3-03.dcm")
+    del item.RescaleIntercept
+    item.save_as(folder / "1.2.3-03.dcm")
+    with pytest.raises(UserError, match=r"03\.dcm: its values are MONOCHROME2 with RescaleSlope, .*RescaleIntercept"):
         read_image([folder], 1)
 
 

@@ -23,6 +23,7 @@ _NUMBERS = {  # and how many values each has
     "Rows": 1,
     "Columns": 1,
 }
+_RESCALING = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}  # and what holds in a series that has none
 _SLICES = {".dcm", ".ima"}
 _NOTES = {".csv", ".htm", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml"}
 _COMPANIONS = _NOTES | {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".db", ".ini"}  # Thumbs.db and desktop.ini, too
@@ -32,13 +33,14 @@ log = logging.getLogger("sscl")
 
 @dataclass(frozen=True)
 class _Slice:
-    """One file: its numbers, all finite, and what its pixels are decoded from."""
+    """One file: its numbers, all finite; what its stored values mean, in words; what its pixels are decoded from."""
 
     path: Path
     series: str
     numbers: dict[str, NDArray[np.float64]]
     slope: float
     intercept: float
+    values: str
     item: pydicom.Dataset
 
 
@@ -119,9 +121,11 @@ def _read_slice(path: Path) -> _Slice:
     try:
         item = pydicom.dcmread(path)
         numbers = {name: np.atleast_1d(np.array(item.get(name, ()), np.float64)) for name in _NUMBERS}
-        slope, intercept = float(item.get("RescaleSlope", 1)), float(item.get("RescaleIntercept", 0))
+        has = [name for name in _RESCALING if name in item]
+        empty = [f"a value of {name}" for name in has if item[name].is_empty]
+        slope, intercept = (float(item[name].value or 0) if name in has else _RESCALING[name] for name in _RESCALING)
         series = str(item.get("SeriesInstanceUID") or "")
-        plain = int(item.get("NumberOfFrames") or 1) == 1 and item.get("SamplesPerPixel", 1) == 1
+        odd = _odd(item)
     except OSError:
         raise
     except Exception as error:  # whatever a parser meets in damaged bytes
@@ -129,9 +133,9 @@ def _read_slice(path: Path) -> _Slice:
             f"{path}: not a readable DICOM file ({type(error).__name__}: {error}). Get the slice again."
         ) from None
     missing = [] if series else ["SeriesInstanceUID"]
-    missing += [name for name, size in _NUMBERS.items() if numbers[name].shape != (size,)]
-    if missing or not plain:
-        lacks = f"lacks {', '.join(missing)}" if missing else "holds several frames or colours"
+    missing += [name for name, size in _NUMBERS.items() if numbers[name].shape != (size,)] + empty
+    if missing or odd:
+        lacks = f"lacks {', '.join(missing)}" if missing else odd
         raise UserError(f"{path}: no plain slice of a scan: it {lacks}. Remove it, or convert the series to NIfTI.")
     lengths = np.linalg.norm(numbers["ImageOrientationPatient"].reshape(2, 3), axis=1)
     sound = np.isfinite([slope, intercept, *np.concatenate(list(numbers.values()))]).all()
@@ -140,7 +144,20 @@ def _read_slice(path: Path) -> _Slice:
             f"{path}: its position, direction, spacing or rescaling ({slope} x + {intercept}) is no plain number or "
             "none that can be. Get the slice again."
         )
-    return _Slice(path, series, numbers, slope, intercept, item)
+    values = f"{item.PhotometricInterpretation} with {' and '.join(has) or 'no rescaling'}"
+    return _Slice(path, series, numbers, slope, intercept, values, item)
+
+
+def _odd(item: pydicom.Dataset) -> str:
+    """Why pixels are no intensities that a linear rescaling makes units of; empty if they are."""
+    kind = item.get("PhotometricInterpretation")
+    if int(item.get("NumberOfFrames") or 1) != 1 or item.get("SamplesPerPixel", 1) != 1:
+        return "holds several frames or colours"
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        return f"has pixels of the kind '{kind}', not MONOCHROME1 or MONOCHROME2"
+    if item.get("ModalityLUTSequence"):
+        return "gives the units of its pixels by a table (ModalityLUTSequence), not by slope and intercept"
+    return ""
 
 
 def _check_one_series(slices: list[_Slice], folder: Path) -> None:
@@ -158,6 +175,11 @@ def _check_one_series(slices: list[_Slice], folder: Path) -> None:
                     f"{item.path}: {name} is {here.tolist()}, in {first.path} it is {there.tolist()}. "
                     "Remove slices that do not belong to the scan."
                 )
+        if item.values != first.values:
+            raise UserError(
+                f"{item.path}: its values are {item.values}, those of {first.path} {first.values}. Remove slices that "
+                "do not belong to the scan, or get the series again."
+            )
 
 
 def _check_others(paths: Sequence[Path], series: str, folder: Path) -> None:
