@@ -191,6 +191,13 @@ def test_the_qform_counts_where_the_sform_is_not_coded(tmp_path):
     np.testing.assert_allclose(read_image([edit(path, 280, "<f", 99)], 1).affine, AFFINE)
 
 
+@pytest.mark.parametrize(("qform", "sform"), [(0, 1), (0, 5), (1, 0), (9, 1), (-1, 2), (0, 0)])
+def test_a_mask_lies_on_its_scan_whichever_codes_are_set(tmp_path, qform, sform):
+    scan = read_image([edit(save(tmp_path / "a.nii.gz", noise()), 252, "<2h", qform, sform)], 1)
+    write_label(tmp_path / "m.nii.gz", noise(), scan)
+    assert same_grid(scan, read_label(tmp_path / "m.nii.gz"))
+
+
 def test_a_scan_without_orientation_is_read_with_a_warning(tmp_path, caplog):
     path = edit(save(tmp_path / "a.nii.gz", noise()), 252, "<2h", 0, 0)
     assert read_image([path], 1).spacing_mm == SPACING
@@ -318,6 +325,9 @@ BROKEN = {
     "sheared": (sheared, "orthogonal"),
     "no spacing": (no_spacing, "spacing"),
     "unit": (lambda p: edit(p, 123, "B", 7), "unit"),
+    "sform_code": (lambda p: edit(p, 252, "<2h", 0, 9), "sform_code is 9"),
+    "sform_code below 0": (lambda p: edit(p, 252, "<2h", 0, -3), "sform_code is -3"),
+    "qform_code": (lambda p: edit(p, 252, "<2h", 6, 0), "qform_code is 6"),
 }
 
 

@@ -148,6 +148,12 @@ def _affine(header: Any, shape: tuple[int, ...], path: Path) -> Affine:
         sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     except (HeaderDataError, ValueError) as error:
         raise UserError(f"{path}: the qform of its header gives no affine: {error}. Mend the header.") from None
+    relied_on = "qform_code" if sform is None else "sform_code"
+    if int(header[relied_on]) not in nibabel.nifti1.xform_codes.value_set():  # programs disagree on what counts as set
+        raise UserError(
+            f"{path}: {relied_on} is {header[relied_on]}, which means nothing in NIfTI (0 to 5 do): whether its "
+            "orientation holds is unknown. Set the code to 1 if it does, else to 0."
+        )
     if sform is None and qform is None:
         log.warning("%s: orientation unknown (qform_code = sform_code = 0); taken from the voxel sizes alone.", path)
         sform = header.get_base_affine()
