@@ -178,6 +178,14 @@ def test_channels_come_from_the_fourth_axis_or_from_files(tmp_path):
         read_image([files[0], save(files[1], two[..., 1], np.diag([1, 1, 1, 1.0]))], 2)
 
 
+def test_a_mask_that_cannot_be_written_is_told_by_name_and_leaves_nothing(tmp_path):
+    header = nibabel.Nifti1Header()
+    header["magic"] = b"none"
+    with pytest.raises(UserError, match=r"m\.nii\.gz: cannot be written.*magic"):
+        write_label(tmp_path / "m.nii.gz", noise(), Volume(noise()[None], AFFINE, header))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("unit", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])
 def test_units_become_millimetres(tmp_path, unit, factor):
     scan = read_image([edit(save(tmp_path / "a.nii.gz", noise()), 123, "B", unit)], 1)
@@ -266,6 +274,12 @@ def no_spacing(path: Path) -> None:
     edit(path, 280 + 32, "<4f", 0, 0, 0, 0)
 
 
+def line_ends(path: Path) -> None:
+    """As a transfer as text leaves them."""
+    raw = nibabel.Nifti2Image(noise(), AFFINE).to_bytes()
+    path.write_bytes(gzip.compress(raw.replace(b"\r\n\x1a\n", b"\n\x1a\n\0")))
+
+
 def dangling(path: Path) -> None:
     path.unlink()
     path.symlink_to("gone.nii.gz")
@@ -307,6 +321,11 @@ BROKEN = {
     "terabytes": (lambda p: edit(p, 40, "<4h", 3, 30000, 30000, 3000), "expects 5400000000352 bytes"),
     "negative size": (lambda p: edit(p, 40, "<4h", 3, 5, -6, 7), "shape"),
     "unknown type": (lambda p: edit(p, 70, "<h", 999), "damaged NIfTI header"),
+    "voxels in the header": (lambda p: edit(p, 108, "<f", 348), "damaged NIfTI header: vox offset 348"),
+    "voxels before the file": (lambda p: edit(p, 108, "<f", -5), "damaged NIfTI header: vox offset -5"),
+    "magic": (lambda p: edit(p, 344, "4s", b"n+1x"), "damaged NIfTI header: magic"),
+    "line ends": (line_ends, "damaged NIfTI header: EOL"),
+    "infinite slope": (lambda p: edit(p, 112, "<f", np.inf), "scl_slope is infinite"),
     "vox_offset": (lambda p: edit(p, 108, "<f", np.nan), "damaged NIfTI header"),
     "colour": (lambda p: save(p, np.zeros(SHAPE, COLOUR)), "colour"),
     "complex": (lambda p: save(p, np.zeros(SHAPE, np.complex64)), "complex"),

@@ -26,6 +26,9 @@ SLACK = 1 << 16  # bytes after the last voxel that some writers leave
 _TEXTS = {"descrip", "aux_file", "db_name", "data_type"}  # where some programs leave the patient's name
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's unknown, metre, millimetre, micrometre
 
+_WRITABLE = 40  # nibabel's level of doubts about a header from which on it does not write it
+_QUIET = logging.Logger("nibabel", logging.CRITICAL)
+
 log = logging.getLogger("sscl")
 
 
@@ -47,7 +50,21 @@ def read_nifti(path: Path) -> Volume:
 
 
 def write_nifti(path: Path, label: NDArray[Any], like: Volume) -> None:
-    """Write a mask, atomically and compressed, on the grid of `like`, with the header of `like` if it has one."""
+    """Write a mask, atomically and compressed, on the grid of `like`, with the header of `like` if it has one.
+
+    Raises:
+        UserError: a header that cannot be written; `read_nifti` gives none that is known to be.
+    """
+    try:
+        raw = _image(label, like).to_bytes()
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{path}: cannot be written with its scan's header ({error}). Save the scan again from its source."
+        ) from None
+    write_atomic(path, lambda file: file.write(gzip.compress(raw, 6, mtime=0)))
+
+
+def _image(label: NDArray[Any], like: Volume) -> Any:
     if like.header is None:
         image = nibabel.Nifti1Image(label, like.affine)
         image.set_qform(like.affine, code=1)
@@ -61,7 +78,7 @@ def write_nifti(path: Path, label: NDArray[Any], like: Volume) -> None:
             image.header[field] = b""
         image.header["cal_min"] = image.header["cal_max"] = 0
     image.header.set_data_dtype(label.dtype)
-    write_atomic(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
+    return image
 
 
 def _unpack(path: Path) -> tuple[bytes, Any]:
@@ -117,6 +134,9 @@ def _promised_bytes(header: Any, path: Path) -> int:
     try:
         dtype, shape, offset = header.get_data_dtype(), header.get_data_shape(), _offset(header)
         header.get_slope_inter()
+        header.copy().check_fix(_QUIET, _WRITABLE)
+        if np.isinf(header["scl_slope"]):  # nibabel would not scale
+            raise HeaderDataError("scl_slope is infinite")
     except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
         raise UserError(f"{path}: damaged NIfTI header: {error}. Save it again from its source.") from None
     if dtype.kind not in "iuf":
