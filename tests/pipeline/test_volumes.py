@@ -206,6 +206,21 @@ def test_a_mask_lies_on_its_scan_whichever_codes_are_set(tmp_path, qform, sform)
     assert same_grid(scan, read_label(tmp_path / "m.nii.gz"))
 
 
+def test_a_few_bytes_after_the_last_voxel_are_told(tmp_path, caplog):
+    repacked(path := save(tmp_path / "a.nii.gz", noise()), lambda raw: raw + b"more")
+    np.testing.assert_array_equal(read_image([path], 1).array[0], noise())
+    assert "a.nii.gz: 4 bytes after its last voxel" in caplog.text
+
+
+def test_an_sform_of_other_voxel_sizes_than_the_header_is_told(tmp_path, caplog):
+    """An identity that a program left there; with a qform the file is refused."""
+    path = edit(save(tmp_path / "a.nii.gz", noise(), np.eye(4)), 252, "<h", 0)
+    read_image([path], 1)
+    assert caplog.text == ""
+    assert read_image([edit(path, 80, "<3f", *SPACING)], 1).spacing_mm == (1, 1, 1)
+    assert "a.nii.gz: voxels of 1 x 1 x 1 by its sform, which is taken, but of 0.5 x 2 x 3 by" in caplog.text
+
+
 def test_a_scan_without_orientation_is_read_with_a_warning(tmp_path, caplog):
     path = edit(save(tmp_path / "a.nii.gz", noise()), 252, "<2h", 0, 0)
     assert read_image([path], 1).spacing_mm == SPACING
@@ -310,6 +325,9 @@ BROKEN = {
     "wrong checksum": (checksum, "CRC"),
     "short inside": (lambda p: repacked(p, lambda raw: raw[:-10]), "truncated.*expects 772 bytes.*762"),
     "long inside": (lambda p: repacked(p, lambda raw: raw + bytes(100_000)), "more data than its header's shape"),
+    "a slice fewer": (lambda p: edit(p, 46, "<h", 6), "more data than its header's shape"),
+    "a column fewer": (lambda p: edit(p, 42, "<h", 4), "more data than its header's shape"),
+    "bytes by its header": (lambda p: edit(p, 70, "<2h", 2, 8), "more data than its header's shape"),
     "web page": (lambda p: garble(p, b"<!DOCTYPE html><title>Quota exceeded</title>"), "not a .*NIfTI.*web page"),
     "empty": (lambda p: garble(p, b""), "empty"),
     "other bytes": (lambda p: garble(p, bytes(1000)), "not a .*NIfTI"),
