@@ -176,6 +176,9 @@ def test_channels_come_from_the_fourth_axis_or_from_files(tmp_path):
         read_image([tmp_path / "two.nii.gz"], 1)
     with pytest.raises(UserError, match=r"c1\.nii\.gz.*another grid"):
         read_image([files[0], save(files[1], two[..., 1], np.diag([1, 1, 1, 1.0]))], 2)
+    flipped = AFFINE @ np.array([[-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    with pytest.raises(UserError, match=r"c1\.nii\.gz.*axes LAS, .*axes RAS, .*axes in one order"):
+        read_image([files[0], save(files[1], two[::-1, :, :, 1], flipped)], 2)
 
 
 def test_a_mask_that_cannot_be_written_is_told_by_name_and_leaves_nothing(tmp_path):
