@@ -734,10 +734,11 @@ def test_what_lies_beside_the_slices_is_counted_unless_it_usually_does(tmp_path,
     folder = series(tmp_path / "ct", np.eye(3))
     for name in (".DS_Store", "._1.2.3-00.dcm", "Thumbs.db", "DICOMDIR", "notes.TXT", "a.xml", "preview.jpg"):
         (folder / name).write_bytes(b"\0 1.2.3")
+    (folder / "LICENSE").write_text("of 1.2.3")
     assert read_image([folder], 1).shape == SHAPE
     assert caplog.text == ""
     for name in ("IM7", "plan.mat"):
-        (folder / name).write_bytes(b"1.2.3 or anything else")
+        (folder / name).write_bytes(b"\0 of another series" * (name != "IM7"))
     assert read_image([folder], 1).shape == SHAPE
     assert "ct: 2 files that are no DICOM slices are passed over, for instance IM7" in caplog.text
 

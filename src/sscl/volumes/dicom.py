@@ -184,8 +184,10 @@ def _check_one_series(slices: list[_Slice], folder: Path) -> None:
 
 def _check_others(paths: Sequence[Path], series: str, folder: Path) -> None:
     """What is no slice to us: refused if it must be one, told if it may be."""
-    unknown = [path for path in paths if path.suffix.lower() not in _COMPANIONS]
-    for path in unknown:
+    unknown = []
+    for path in paths:
+        if path.suffix.lower() in _COMPANIONS:
+            continue
         if path.is_dir():
             raise UserError(
                 f"{path}: a link to a folder, which is not followed, and slices may lie there. Put the folder in its "
@@ -193,23 +195,22 @@ def _check_others(paths: Sequence[Path], series: str, folder: Path) -> None:
             )
         if not path.is_file():
             raise _no_file(path)
-        if not _SLICES.isdisjoint(suffix.lower() for suffix in path.suffixes) or _names(path, series):
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+        text = head and b"\0" not in head  # LICENSE, for instance
+        named = series.encode() in head  # a slice does so near its begin
+        if not _SLICES.isdisjoint(suffix.lower() for suffix in path.suffixes) or (named and not text):
             raise UserError(
                 f"{path}: by its name or content a slice of the series in {folder}, but packed, incomplete or without "
                 "DICOM's header (the mark DICM at byte 128). Unpack it, get it again, or remove it."
             )
+        if not text:
+            unknown.append(path)
     if unknown:
         log.warning(
             "%s: %d files that are no DICOM slices are passed over, for instance %s. If they hold slices, the scan is "
             "incomplete.", folder, len(unknown), unknown[0].name,
         )  # fmt: skip
-
-
-def _names(path: Path, series: str) -> bool:
-    """Whether a file has the series' number at its begin, as a slice without a preamble has, and is no text."""
-    with path.open("rb") as file:
-        head = file.read(1 << 16)
-    return series.encode() in head and b"\0" in head
 
 
 def _no_file(path: Path) -> UserError:
