@@ -5,10 +5,11 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from bad_inputs import CANARY, CATALOGUE, IMAGE, LABEL, LABELLED, make, nifti, put, slices, sound, volume
+from bad_inputs import CANARY, CATALOGUE, IMAGE, LABEL, LABELLED, make, nifti, put, slices, sound, volume, with_header
 from harness import Expected, complaints, contents, run, unprivileged
 
 from sscl.stages.model import export
@@ -69,6 +70,15 @@ def test_predict(tmp_path: Path, name: str, model: Path, sound_masks: Path) -> N
             mine, theirs = (to_ras(read_label(folder / f"{case}.nii.gz")) for folder in (out, sound_masks))
             np.testing.assert_array_equal(mine.array, theirs.array)
             np.testing.assert_allclose(mine.affine, theirs.affine)
+
+
+@pytest.mark.parametrize("edit", [(108, "<f", 348.0), (344, "4s", b"n+1x"), (252, "<2h", (0, 9))])
+def test_a_header_that_no_mask_can_have_stops_one_scan(tmp_path: Path, edit: tuple[int, str, Any], model: Path) -> None:
+    out, bad = tmp_path / "masks", tmp_path / "scan3.nii.gz"
+    put(bad, with_header(volume(3)[0], edit))
+    outcome = run(tmp_path, "predict", model, bad, model.parent / "set" / OTHER, "-o", out)
+    assert complaints(Expected("refuse", ("scan3.nii.gz",), ("header", "sform_code")), outcome) == []
+    assert ((out / "scan0.nii.gz").exists(), (out / "scan3.nii.gz").exists()) == (True, False)
 
 
 @pytest.mark.parametrize("name", WHOLE_FOLDER)

@@ -176,6 +176,17 @@ def test_channels_come_from_the_fourth_axis_or_from_files(tmp_path):
         read_image([tmp_path / "two.nii.gz"], 1)
     with pytest.raises(UserError, match=r"c1\.nii\.gz.*another grid"):
         read_image([files[0], save(files[1], two[..., 1], np.diag([1, 1, 1, 1.0]))], 2)
+    flipped = AFFINE @ np.array([[-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    with pytest.raises(UserError, match=r"c1\.nii\.gz.*axes LAS, .*axes RAS, .*axes in one order"):
+        read_image([files[0], save(files[1], two[::-1, :, :, 1], flipped)], 2)
+
+
+def test_a_mask_that_cannot_be_written_is_told_by_name_and_leaves_nothing(tmp_path):
+    header = nibabel.Nifti1Header()
+    header["magic"] = b"none"
+    with pytest.raises(UserError, match=r"m\.nii\.gz: cannot be written.*magic"):
+        write_label(tmp_path / "m.nii.gz", noise(), Volume(noise()[None], AFFINE, header))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("unit", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])
@@ -189,6 +200,28 @@ def test_units_become_millimetres(tmp_path, unit, factor):
 def test_the_qform_counts_where_the_sform_is_not_coded(tmp_path):
     path = edit(save(tmp_path / "a.nii.gz", noise()), 254, "<h", 0)
     np.testing.assert_allclose(read_image([edit(path, 280, "<f", 99)], 1).affine, AFFINE)
+
+
+@pytest.mark.parametrize(("qform", "sform"), [(0, 1), (0, 5), (1, 0), (9, 1), (-1, 2), (0, 0)])
+def test_a_mask_lies_on_its_scan_whichever_codes_are_set(tmp_path, qform, sform):
+    scan = read_image([edit(save(tmp_path / "a.nii.gz", noise()), 252, "<2h", qform, sform)], 1)
+    write_label(tmp_path / "m.nii.gz", noise(), scan)
+    assert same_grid(scan, read_label(tmp_path / "m.nii.gz"))
+
+
+def test_a_few_bytes_after_the_last_voxel_are_told(tmp_path, caplog):
+    repacked(path := save(tmp_path / "a.nii.gz", noise()), lambda raw: raw + b"more")
+    np.testing.assert_array_equal(read_image([path], 1).array[0], noise())
+    assert "a.nii.gz: 4 bytes after its last voxel" in caplog.text
+
+
+def test_an_sform_of_other_voxel_sizes_than_the_header_is_told(tmp_path, caplog):
+    """An identity that a program left there; with a qform the file is refused."""
+    path = edit(save(tmp_path / "a.nii.gz", noise(), np.eye(4)), 252, "<h", 0)
+    read_image([path], 1)
+    assert caplog.text == ""
+    assert read_image([edit(path, 80, "<3f", *SPACING)], 1).spacing_mm == (1, 1, 1)
+    assert "a.nii.gz: voxels of 1 x 1 x 1 by its sform, which is taken, but of 0.5 x 2 x 3 by" in caplog.text
 
 
 def test_a_scan_without_orientation_is_read_with_a_warning(tmp_path, caplog):
@@ -259,6 +292,12 @@ def no_spacing(path: Path) -> None:
     edit(path, 280 + 32, "<4f", 0, 0, 0, 0)
 
 
+def line_ends(path: Path) -> None:
+    """As a transfer as text leaves them."""
+    raw = nibabel.Nifti2Image(noise(), AFFINE).to_bytes()
+    path.write_bytes(gzip.compress(raw.replace(b"\r\n\x1a\n", b"\n\x1a\n\0")))
+
+
 def dangling(path: Path) -> None:
     path.unlink()
     path.symlink_to("gone.nii.gz")
@@ -289,6 +328,9 @@ BROKEN = {
     "wrong checksum": (checksum, "CRC"),
     "short inside": (lambda p: repacked(p, lambda raw: raw[:-10]), "truncated.*expects 772 bytes.*762"),
     "long inside": (lambda p: repacked(p, lambda raw: raw + bytes(100_000)), "more data than its header's shape"),
+    "a slice fewer": (lambda p: edit(p, 46, "<h", 6), "more data than its header's shape"),
+    "a column fewer": (lambda p: edit(p, 42, "<h", 4), "more data than its header's shape"),
+    "bytes by its header": (lambda p: edit(p, 70, "<2h", 2, 8), "more data than its header's shape"),
     "web page": (lambda p: garble(p, b"<!DOCTYPE html><title>Quota exceeded</title>"), "not a .*NIfTI.*web page"),
     "empty": (lambda p: garble(p, b""), "empty"),
     "other bytes": (lambda p: garble(p, bytes(1000)), "not a .*NIfTI"),
@@ -300,6 +342,11 @@ BROKEN = {
     "terabytes": (lambda p: edit(p, 40, "<4h", 3, 30000, 30000, 3000), "expects 5400000000352 bytes"),
     "negative size": (lambda p: edit(p, 40, "<4h", 3, 5, -6, 7), "shape"),
     "unknown type": (lambda p: edit(p, 70, "<h", 999), "damaged NIfTI header"),
+    "voxels in the header": (lambda p: edit(p, 108, "<f", 348), "damaged NIfTI header: vox offset 348"),
+    "voxels before the file": (lambda p: edit(p, 108, "<f", -5), "damaged NIfTI header: vox offset -5"),
+    "magic": (lambda p: edit(p, 344, "4s", b"n+1x"), "damaged NIfTI header: magic"),
+    "line ends": (line_ends, "damaged NIfTI header: EOL"),
+    "infinite slope": (lambda p: edit(p, 112, "<f", np.inf), "scl_slope is infinite"),
     "vox_offset": (lambda p: edit(p, 108, "<f", np.nan), "damaged NIfTI header"),
     "colour": (lambda p: save(p, np.zeros(SHAPE, COLOUR)), "colour"),
     "complex": (lambda p: save(p, np.zeros(SHAPE, np.complex64)), "complex"),
@@ -318,6 +365,9 @@ BROKEN = {
     "sheared": (sheared, "orthogonal"),
     "no spacing": (no_spacing, "spacing"),
     "unit": (lambda p: edit(p, 123, "B", 7), "unit"),
+    "sform_code": (lambda p: edit(p, 252, "<2h", 0, 9), "sform_code is 9"),
+    "sform_code below 0": (lambda p: edit(p, 252, "<2h", 0, -3), "sform_code is -3"),
+    "qform_code": (lambda p: edit(p, 252, "<2h", 6, 0), "qform_code is 6"),
 }
 
 
@@ -537,6 +587,18 @@ def test_a_missing_slice_is_refused_with_its_gap(tmp_path):
         read_image([folder], 1)
 
 
+@pytest.mark.parametrize("spacing", [3.0, 0.1, 0.02])
+@pytest.mark.parametrize("how", [Path.unlink, lambda path: path.with_name("copy.dcm").write_bytes(path.read_bytes())])
+def test_a_missing_and_a_doubled_slice_are_refused_however_close_slices_are(tmp_path, spacing, how):
+    folder = series(tmp_path / "ct", np.eye(3))
+    for k, path in enumerate(sorted(folder.iterdir())):
+        edited(path, ImagePositionPatient=[0, 0, k * spacing], PixelSpacing=[spacing, spacing])
+    assert read_image([folder], 1).spacing_mm == pytest.approx((spacing,) * 3)
+    how(folder / "1.2.3-03.dcm")
+    with pytest.raises(UserError, match="missing, doubled or displaced"):
+        read_image([folder], 1)
+
+
 def test_two_series_are_refused_and_listed(tmp_path):
     folder = series(tmp_path / "ct", np.eye(3))
     series(folder, np.eye(3), uid="4.5.6")
@@ -574,6 +636,10 @@ def edited(path: Path, **values: object) -> None:
         ({"ImageOrientationPatient": [0.5, 0, 0, 0, 1, 0]}, "direction"),
         ({"ImagePositionPatient": [13, -20, -21]}, "3.000 mm beside the line"),
         ({"Rows": 7}, "Rows is"),
+        ({"RescaleSlope": None}, "lacks a value of RescaleSlope"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME1 with .* MONOCHROME2 with"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "kind 'PALETTE COLOR'"),
+        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "ModalityLUTSequence"),
     ],
 )
 def test_a_slice_that_does_not_fit_is_refused(tmp_path, values, cause):
@@ -583,12 +649,98 @@ def test_a_slice_that_does_not_fit_is_refused(tmp_path, values, cause):
         read_image([folder], 1)
 
 
+def test_a_slice_without_the_rescaling_of_the_others_is_refused(tmp_path):
+    folder = series(tmp_path / "ct", np.eye(3))
+    item = pydicom.dcmread(folder / "1.2.3-03.dcm")
+    del item.RescaleIntercept
+    item.save_as(folder / "1.2.3-03.dcm")
+    with pytest.raises(UserError, match=r"03\.dcm: its values are MONOCHROME2 with RescaleSlope, .*RescaleIntercept"):
+        read_image([folder], 1)
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("gone")])
 def test_a_slice_that_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
     folder = series(tmp_path / "ct", np.eye(3))
     make(folder / "x.dcm")
     with pytest.raises(UserError, match=r"x\.dcm: not a file"):
         read_image([folder], 1)
+
+
+def packed(path: Path) -> None:
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+
+
+def without_preamble(path: Path) -> None:
+    path.with_name("IM6").write_bytes(path.read_bytes()[132:])
+
+
+def in_a_linked_folder(path: Path) -> None:
+    (path.parent.parent / "other").mkdir()
+    (path.parent / "more").symlink_to("../other")
+
+
+def in_a_closed_folder(path: Path) -> None:
+    (path.parent / "more").mkdir(mode=0)
+
+
+def by_a_broken_link(path: Path) -> None:
+    (path.parent / "IM6").symlink_to("gone")
+
+
+LOST = {
+    packed: r"dcm\.gz: .*packed",
+    without_preamble: "IM6: .*header",
+    in_a_linked_folder: "more: a link to a folder",
+    by_a_broken_link: "IM6: not a file",
+    in_a_closed_folder: "more: cannot be read: Permission denied",
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_the_last_slice_is_not_lost_in_silence(tmp_path, how, monkeypatch):
+    """No gap tells of it."""
+    folder = series(tmp_path / "ct", np.eye(3))
+    how(last := folder / "1.2.3-06.dcm")
+    last.unlink()
+    if how is in_a_closed_folder:
+        monkeypatch.setattr(os, "scandir", as_a_user(os.scandir))
+    with pytest.raises(UserError, match=LOST[how]):
+        read_image([folder], 1)
+
+
+def as_a_user(scandir):
+    """Root may read what the mode forbids."""
+
+    def scan(path):
+        if not Path(path).stat().st_mode & 0o444:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    return scan
+
+
+def test_a_series_that_may_not_be_read_is_one_and_says_so(tmp_path, monkeypatch):
+    folder = series(tmp_path / "ct", np.eye(3))
+    folder.chmod(0)
+    monkeypatch.setattr(os, "scandir", as_a_user(os.scandir))
+    assert is_volume(folder)
+    assert patient_of(folder) is None
+    with pytest.raises(UserError, match="ct: cannot be read: Permission denied"):
+        read_image([folder], 1)
+    folder.chmod(0o755)
+
+
+def test_what_lies_beside_the_slices_is_counted_unless_it_usually_does(tmp_path, caplog):
+    folder = series(tmp_path / "ct", np.eye(3))
+    for name in (".DS_Store", "._1.2.3-00.dcm", "Thumbs.db", "DICOMDIR", "notes.TXT", "a.xml", "preview.jpg"):
+        (folder / name).write_bytes(b"\0 1.2.3")
+    (folder / "LICENSE").write_text("of 1.2.3")
+    assert read_image([folder], 1).shape == SHAPE
+    assert caplog.text == ""
+    for name in ("IM7", "plan.mat"):
+        (folder / name).write_bytes(b"\0 of another series" * (name != "IM7"))
+    assert read_image([folder], 1).shape == SHAPE
+    assert "ct: 2 files that are no DICOM slices are passed over, for instance IM7" in caplog.text
 
 
 def test_the_patient_of_a_series(tmp_path):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sscl.core.errors import UserError
 from sscl.volumes.dicom import is_series, read_dicom
-from sscl.volumes.geometry import same_grid
+from sscl.volumes.geometry import grid_text, same_grid
 from sscl.volumes.h5 import read_h5
 from sscl.volumes.nifti import read_nifti, write_nifti
 from sscl.volumes.nrrd import read_nrrd
@@ -61,8 +61,8 @@ def read_image(paths: Sequence[Path], num_channels: int, spacing_if_missing_mm: 
     for path, volume in zip(paths[1:], volumes[1:], strict=True):
         if not same_grid(first, volume):
             raise UserError(
-                f"{path}: another grid (shape {volume.shape}, spacing {volume.spacing_mm} mm) than {paths[0]} (shape "
-                f"{first.shape}, spacing {first.spacing_mm} mm). Resample the channels to one grid."
+                f"{path}: another grid ({grid_text(volume)}) than {paths[0]} ({grid_text(first)}). Resample the "
+                "channels to one grid, with axes in one order."
             )
     array = np.concatenate([volume.array for volume in volumes]) if len(volumes) > 1 else first.array
     return Volume(array, first.affine, first.header)

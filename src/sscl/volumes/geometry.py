@@ -49,6 +49,13 @@ def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:
     return a.shape == b.shape and distance_mm(a.affine, b.affine, a.shape) <= tolerance_mm
 
 
+def grid_text(volume: Volume) -> str:
+    """All that two grids can differ in but a slight turn."""
+    spacing, origin = (", ".join(f"{v:.6g}" for v in vs) for vs in (volume.spacing_mm, volume.affine[:3, 3]))
+    axes = "".join(nibabel.aff2axcodes(volume.affine))
+    return f"shape {volume.shape}, spacing ({spacing}) mm, axes {axes}, first voxel at ({origin}) mm"
+
+
 def on_grid_of(scan: Volume, label: Volume, axes: str, path: Path) -> Volume:
     """A mask on its scan's grid, for data sets whose masks lie on that grid but have headers that say otherwise.
 

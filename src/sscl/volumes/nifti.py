@@ -22,9 +22,11 @@ from sscl.volumes.geometry import Affine, check_affine, distance_mm
 from sscl.volumes.volume import Volume
 
 DEFLATE_RATIO = 1032  # deflate cannot pack denser: a header that promises more is lying
-SLACK = 1 << 16  # bytes after the last voxel that some writers leave
 _TEXTS = {"descrip", "aux_file", "db_name", "data_type"}  # where some programs leave the patient's name
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's unknown, metre, millimetre, micrometre
+
+_WRITABLE = 40  # nibabel's level of doubts about a header from which on it does not write it
+_QUIET = logging.Logger("nibabel", logging.CRITICAL)
 
 log = logging.getLogger("sscl")
 
@@ -47,7 +49,21 @@ def read_nifti(path: Path) -> Volume:
 
 
 def write_nifti(path: Path, label: NDArray[Any], like: Volume) -> None:
-    """Write a mask, atomically and compressed, on the grid of `like`, with the header of `like` if it has one."""
+    """Write a mask, atomically and compressed, on the grid of `like`, with the header of `like` if it has one.
+
+    Raises:
+        UserError: a header that cannot be written; `read_nifti` gives none that is known to be.
+    """
+    try:
+        raw = _image(label, like).to_bytes()
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{path}: cannot be written with its scan's header ({error}). Save the scan again from its source."
+        ) from None
+    write_atomic(path, lambda file: file.write(gzip.compress(raw, 6, mtime=0)))
+
+
+def _image(label: NDArray[Any], like: Volume) -> Any:
     if like.header is None:
         image = nibabel.Nifti1Image(label, like.affine)
         image.set_qform(like.affine, code=1)
@@ -61,7 +77,7 @@ def write_nifti(path: Path, label: NDArray[Any], like: Volume) -> None:
             image.header[field] = b""
         image.header["cal_min"] = image.header["cal_max"] = 0
     image.header.set_data_dtype(label.dtype)
-    write_atomic(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
+    return image
 
 
 def _unpack(path: Path) -> tuple[bytes, Any]:
@@ -74,22 +90,26 @@ def _unpack(path: Path) -> tuple[bytes, Any]:
             stream = gzip.GzipFile(fileobj=file) if packed else file
             header = _header(stream.read(540), path)
             promised = _promised_bytes(header, path)
-            if promised > size * (DEFLATE_RATIO if packed else 1) + (SLACK if packed else 0):
+            if promised > size * (DEFLATE_RATIO if packed else 1):
                 raise _truncated(path, promised, f"the file has {size} bytes")
             refuse_beyond_memory(promised + 4 * math.prod(map(int, header.get_data_shape())), path)  # and as float32
             stream.seek(0)
-            raw = stream.read(promised + SLACK + 1)
+            layer = _thinnest_layer_bytes(header)
+            raw = stream.read(promised + layer)  # past the last voxel, so that the checksum is compared
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(
                 f"{path}: truncated or corrupt gzip data ({error}). Copy or download the file again."
             ) from None
     if len(raw) < promised:
         raise _truncated(path, promised, f"there are {len(raw)} bytes")
-    if len(raw) > promised + SLACK:
+    if len(raw) >= promised + layer:
         raise UserError(
             f"{path}: holds more data than its header's shape {header.get_data_shape()} and type account for "
             f"({promised} bytes): the size is wrong. Save it again from its source."
         )
+    if len(raw) > promised:
+        excess = len(raw) - promised
+        log.warning("%s: %d bytes after its last voxel are passed over. Look whether it is shifted.", path, excess)
     if packed != path.name.lower().endswith(".gz"):
         log.warning("%s: %s by its name, but it is not; read all the same.", path, "plain" if packed else "gzip")
     return raw, header
@@ -117,6 +137,9 @@ def _promised_bytes(header: Any, path: Path) -> int:
     try:
         dtype, shape, offset = header.get_data_dtype(), header.get_data_shape(), _offset(header)
         header.get_slope_inter()
+        header.copy().check_fix(_QUIET, _WRITABLE)
+        if np.isinf(header["scl_slope"]):  # nibabel would not scale
+            raise HeaderDataError("scl_slope is infinite")
     except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
         raise UserError(f"{path}: damaged NIfTI header: {error}. Save it again from its source.") from None
     if dtype.kind not in "iuf":
@@ -124,6 +147,12 @@ def _promised_bytes(header: Any, path: Path) -> int:
     if not shape or min(shape) < 1:
         raise UserError(f"{path}: damaged NIfTI header: shape {shape}. Save it again from its source.")
     return offset + math.prod(map(int, shape)) * int(dtype.itemsize)
+
+
+def _thinnest_layer_bytes(header: Any) -> int:
+    """One layer of voxels across the longest axis: a shape or type that is wrong leaves at least as much unread."""
+    shape = list(map(int, header.get_data_shape()))
+    return math.prod(shape) // max(shape) * int(header.get_data_dtype().itemsize)
 
 
 def _offset(header: Any) -> int:
@@ -148,9 +177,17 @@ def _affine(header: Any, shape: tuple[int, ...], path: Path) -> Affine:
         sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     except (HeaderDataError, ValueError) as error:
         raise UserError(f"{path}: the qform of its header gives no affine: {error}. Mend the header.") from None
+    relied_on = "qform_code" if sform is None else "sform_code"
+    if int(header[relied_on]) not in nibabel.nifti1.xform_codes.value_set():  # programs disagree on what counts as set
+        raise UserError(
+            f"{path}: {relied_on} is {header[relied_on]}, which means nothing in NIfTI (0 to 5 do): whether its "
+            "orientation holds is unknown. Set the code to 1 if it does, else to 0."
+        )
     if sform is None and qform is None:
         log.warning("%s: orientation unknown (qform_code = sform_code = 0); taken from the voxel sizes alone.", path)
         sform = header.get_base_affine()
+    elif qform is None:  # else the voxel sizes are the qform's, and compared below
+        _compare_spacing(sform, header, path)
     affine: Affine = np.diag([unit, unit, unit, 1.0]) @ (qform if sform is None else sform)
     check_affine(affine, path)
     if sform is not None and qform is not None:
@@ -162,6 +199,13 @@ def _affine(header: Any, shape: tuple[int, ...], path: Path) -> Affine:
                 "unknown. Set the wrong one's code to 0."
             )
     return affine
+
+
+def _compare_spacing(sform: Affine, header: Any, path: Path) -> None:
+    spacing, pixdim = np.linalg.norm(sform[:3, :3], axis=0), np.abs(header["pixdim"][1:4])
+    if not np.allclose(spacing, pixdim, rtol=0.01):
+        texts = [" x ".join(f"{length:g}" for length in lengths) for lengths in (spacing, pixdim)]
+        log.warning("%s: voxels of %s by its sform, which is taken, but of %s by its pixdim. Look at it.", path, *texts)
 
 
 def _quaternion_blur(header: Any, shape: tuple[int, ...]) -> float:
