@@ -229,6 +229,32 @@ def test_one_mask_for_two_scans(tmp_path: Path) -> None:
     told("'c3': its mask is identical to that of case 'c1'", check(source))
 
 
+# Masks in the place of scans
+
+
+def test_a_mask_in_the_place_of_its_scan(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    put(source / "imagesTr/c1_0000.nii.gz", mask(1).astype(np.float32))
+    result = check(source)
+    told(r"labelsTr/c1\.nii\.gz: mask and scan hold the same voxels", result, fatal=True)
+    assert result.errors == 1
+
+
+def test_a_mask_among_the_scans_is_suspicious(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    put(source / "imagesTr/c4_0000.nii.gz", mask(1) * 255)
+    put(source / "imagesTr/c5_0000.nii.gz", scan(5) % 20)
+    result = check(source)
+    told(r"c4_0000\.nii\.gz: looks like a mask: its only values are 0, 255", result)
+    assert len(result.findings) == 1
+
+
+def test_one_folder_is_not_both(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    result = check(source, images=Path("labelsTr"), labels=source / "labelsTr/../labelsTr")
+    told("every scan would be its own mask", result, fatal=True)
+
+
 # Patients
 
 

@@ -209,6 +209,8 @@ def _two_folders(source: Path, images: Path, labels: Path) -> Source:
     for folder, found in ((images, scans), (labels, masks)):
         if not found:
             raise UserError(f"{folder}: no volume found. Put the scans in one folder and the masks in the other.")
+    if images.samefile(labels) and any(path.suffix.lower() != ".h5" for path in masks.values()):  # .h5 holds both
+        raise UserError(f"{labels}: holds both scans and masks: every scan would be its own mask. Name two folders.")
     grouped = group(scans, has_channel_suffix(scans, masks), None)
     refuse_orphans(masks, grouped)
     number = max(len(files) for files in grouped.values())
