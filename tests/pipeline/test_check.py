@@ -249,6 +249,13 @@ def test_a_mask_among_the_scans_is_suspicious(tmp_path: Path) -> None:
     assert len(result.findings) == 1
 
 
+def test_a_test_case_s_mask_that_no_scan_is_called_as(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    put(source / "imagesTs/t_0000.nii.gz", scan(9))
+    put(source / "labelsTs/t_0000.nii.gz", mask(9))
+    told(r"labelsTs: masks without a scan in imagesTs are not used: 't_0000'", check(source))
+
+
 def test_one_folder_is_not_both(tmp_path: Path) -> None:
     source = nnunet(tmp_path / "src")
     result = check(source, images=Path("labelsTr"), labels=source / "labelsTr/../labelsTr")

@@ -8,7 +8,7 @@ from typing import Any
 
 from sscl.core.errors import UserError
 from sscl.core.files import read_json
-from sscl.data.matching import entries, group, has_channel_suffix, refuse_orphans, volumes_in
+from sscl.data.matching import entries, group, has_channel_suffix, refuse_orphans, some, volumes_in
 from sscl.data.published_layouts import MASKS_OF_FOLDERS, SCANS_OF_FOLDERS, folders_with, published
 from sscl.data.source import Case, Source
 from sscl.volumes.files import case_stem, is_volume
@@ -113,6 +113,8 @@ def _nnunet(source: Path) -> Source:
     if twice := sorted(images.keys() & later.keys()):
         raise UserError(f"{source}: case '{twice[0]}' is in both imagesTr and imagesTs: a leak. Remove or rename one.")
     later_masks = volumes_in(source / "labelsTs")
+    if orphans := sorted(later_masks.keys() - later.keys()):
+        log.warning("%s: masks without a scan in imagesTs are not used: %s.", source / "labelsTs", some(orphans))
     cases = {name: Case(files, masks.get(name)) for name, files in images.items()}
     cases |= {name: Case(files, later_masks.get(name)) for name, files in later.items()}
     split_file = source / "splits_final.json"

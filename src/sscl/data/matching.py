@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -99,6 +99,12 @@ def group(stems: Mapping[str, Path], suffixed: bool, num_channels: int | None) -
             mistakes.append(f"{files[min(files)]}: case '{name}' has the channels {found}, expected {expected}.")
     refuse(mistakes)
     return {name: tuple(files[index] for index in sorted(files)) for name, files in groups.items()}
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 def refuse_orphans(masks: Mapping[str, Path], images: Iterable[str]) -> None:

@@ -1,9 +1,9 @@
 """Masks that something promises: the layout, `dataset.json`, or the split."""
 
 import logging
-from collections.abc import Sequence
 
 from sscl.core.errors import UserError
+from sscl.data.matching import some
 from sscl.data.source import Source
 from sscl.data.split import Split
 
@@ -30,7 +30,7 @@ def check_promises(found: Source, explicit: bool) -> None:
         raise UserError(
             f"{file}: numTraining is {promised}, but imagesTr holds {len(found.order)} scans. Correct one of them."
         )
-    who = f": no mask (label) for {_some(missing)}" if promised > present else ""
+    who = f": no mask (label) for {some(missing)}" if promised > present else ""
     message = f"{file}: numTraining promises {promised} masks, {present} are there{who}."
     if explicit:
         logger.warning(message)
@@ -51,7 +51,7 @@ def require_masks(found: Source, split: Split) -> None:
         missing = [case for case in cases if case not in found.masked]
         if missing:
             raise UserError(
-                f"{found.root}: the mask (label) is missing for {_some(missing)}, but the split has it as {name}. "
+                f"{found.root}: the mask (label) is missing for {some(missing)}, but the split has it as {name}. "
                 f"Add the mask, or choose other cases{_INSTEAD.get(name, '')}."
             )
     if without := [case for case in split.test if case not in found.masked]:
@@ -59,13 +59,8 @@ def require_masks(found: Source, split: Split) -> None:
             "%d of %d test cases have no mask: they can be predicted, but scored only against masks from elsewhere: %s",
             len(without),
             len(split.test),
-            _some(without),
+            some(without),
         )
 
 
 _INSTEAD = {"labelled": "; without --labelled, all that have a mask are taken"}
-
-
-def _some(cases: Sequence[str]) -> str:
-    more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
-    return ", ".join(f"'{case}'" for case in cases[:3]) + more
