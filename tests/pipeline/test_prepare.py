@@ -204,6 +204,10 @@ def test_two_folders_with_channel_suffix(tmp_path: Path) -> None:
     result = prepare(tmp_path / "src", tmp_path / "out")
     assert result.split.unlabelled == ("s1",)
     assert len(result.plan.channels) == 2
+    (tmp_path / "src/labels/s0.nii.gz").rename(tmp_path / "src/labels/s0_0000.nii.gz")
+    told = prepare(tmp_path / "src", tmp_path / "scans").warnings
+    assert "s0_0000 and s0_0001 are taken for two scans" in told[0]
+    (tmp_path / "src/labels/s0_0000.nii.gz").rename(tmp_path / "src/labels/s0.nii.gz")
     (tmp_path / "src/images/s1_0001.nii.gz").unlink()
     refused("s1.*has 1 channel", tmp_path / "src")
 
@@ -407,6 +411,8 @@ def test_a_scan_in_its_patient_s_folder_is_called_as_prepare_calls_it(tmp_path: 
         ({"background": 0, "whole": [1, 2], "core": 2}, "'whole'.*regions are not supported"),
         ({"background": 0, "a": 2}, "without a gap"),
         ({"background": 0, "a": 1, "b": 1}, "'a' and 'b' have one value"),
+        ({"0": "background", "1": "a", "2": "a"}, "two labels are called 'a'"),
+        ({"a": 0, "background": 1}, "'background' is 1, but the background is always 0"),
         ({"background": 0, "a": "one"}, "'a' is 'one'"),
         ({"background": 0, "a": "\u00b2"}, "'a' is '\u00b2'"),
         ({f"c{value}": value for value in range(128)}, "128 labels; at most 127"),
@@ -449,6 +455,10 @@ def test_names_that_contradict_each_other(tmp_path: Path) -> None:
     source = changed("orphan")
     put(source / "labelsTr/c9.nii.gz", mask(0))
     refused("labelsTr/c9.nii.gz: a mask without an image", source)
+    source = changed("accents")
+    (source / "labelsTr/c1.nii.gz").rename(source / "labelsTr/e\u0301.nii.gz")
+    (source / "imagesTr/c1_0000.nii.gz").rename(source / "imagesTr/\u00e9_0000.nii.gz")
+    refused("If '\u00e9' is its scan, give both one name. They look alike, but accents", source)
     source = changed("suffix")
     (source / "imagesTr/c1_0000.nii.gz").rename(source / "imagesTr/c1.nii.gz")
     refused("imagesTr/c1.nii.gz.*c1_0000", source)
@@ -762,6 +772,8 @@ def test_every_value_can_be_set(tmp_path: Path) -> None:
     refused("patch.*divisible by 16", source, settings={"patch": (40, 40, 40)})
     refused("patch.*divisible by 16", source, settings={"patch": 48})
     refused("plan: spacing_mm = 'abc'", source, settings={"spacing_mm": "abc"})
+    refused("plan: labels.*a name of its own", source, settings={"labels": ("background", "a", "a")})
+    refused("plan: labels.*the background first", source, settings={"labels": ("a", "background")})
     refused("plan: memory_gb = 'lots'", source, settings={"memory_gb": "lots"})
     refused("stride.*longer than the patch", source, settings={"patch": (32, 32, 32), "stride": (33, 16, 16)})
     refused("plan: spacing_mm", source, settings={"spacing_mm": (0, 1, 1), "patch": (32, 32, 32)})

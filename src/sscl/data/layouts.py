@@ -152,7 +152,7 @@ def declared_labels(declared: Mapping[str, Any], path: Path) -> tuple[tuple[str,
     """Class names by value, and the value of `ignore`, of a dataset.json; names and values may stand in either order.
 
     Raises:
-        UserError: no labels, or values with a gap.
+        UserError: no labels, two of one name, or values with a gap.
     """
     entries = declared.get("labels")
     if not isinstance(entries, dict) or not entries:
@@ -174,6 +174,10 @@ def declared_labels(declared: Mapping[str, Any], path: Path) -> tuple[tuple[str,
             raise UserError(
                 f"{path}: labels '{values[number]}' and '{name}' have one value, {value}. Give each its own."
             )
+        if str(name) in values.values():
+            raise UserError(f"{path}: two labels are called '{name}'. Give each a name of its own.")
+        if str(name).lower() == "background" and number:
+            raise UserError(f"{path}: label '{name}' is {value}, but the background is always 0. Correct the values.")
         values[number] = str(name)
     ignore = next((value for value, name in values.items() if name == "ignore"), None)
     if ignore is not None:
