@@ -498,6 +498,26 @@ def test_num_training_promises_masks(tmp_path: Path, caplog: pytest.LogCaptureFi
     prepare(nnunet(tmp_path / "c" / "src", numTraining=4), tmp_path / "c" / "out")
 
 
+def test_pairs_that_dataset_json_states(tmp_path: Path) -> None:
+    def warnings(**stated: Any) -> tuple[str, ...]:
+        nnunet(source, scans=4, **stated)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return tuple(text for text in prepare(source, tmp_path / "out").warnings if "dataset.json" in text)
+
+    def pair(image: int, label: int) -> dict[str, str]:
+        return {"image": f"./imagesTr/c{image}.nii.gz", "label": f"./labelsTr/c{label}.nii.gz"}
+
+    source = tmp_path / "src"
+    assert warnings(training=[pair(number, number) for number in range(4)]) == ()
+    (more,) = warnings(training=[pair(0, 0), pair(1, 1), pair(3, 3)])
+    assert "does not list 'c2'" in more
+    (gone,) = warnings(training=[pair(number, number) for number in range(5)])
+    assert "not there: 'c4'" in gone
+    dataset = {"a": {"images": ["imagesTr/c1_0000.nii.gz"], "label": "labelsTr\\c2.nii.gz"}}
+    refused("the mask of 'c1_0000' is 'c2' there, but 'c1' by its name", nnunet(source, dataset=dataset))
+    assert warnings(training=[3, {"image": {}, "label": 1}, {"images": []}], dataset=[]) == ()
+
+
 def test_number_of_labelled_promises_masks(tmp_path: Path) -> None:
     refused("4 of the cases left have a mask", nnunet(tmp_path / "src"), labelled=5)
     refused("missing for 'c4'.*as labelled", nnunet(tmp_path / "src"), labelled="1:5")

@@ -9,6 +9,7 @@ from typing import Any
 from sscl.core.errors import UserError
 from sscl.core.files import read_json
 from sscl.data.matching import entries, group, has_channel_suffix, refuse_orphans, some, volumes_in
+from sscl.data.promises import check_pairs
 from sscl.data.published_layouts import MASKS_OF_FOLDERS, SCANS_OF_FOLDERS, folders_with, published
 from sscl.data.source import Case, Source
 from sscl.volumes.files import case_stem, is_volume
@@ -118,7 +119,7 @@ def _nnunet(source: Path) -> Source:
     cases = {name: Case(files, masks.get(name)) for name, files in images.items()}
     cases |= {name: Case(files, later_masks.get(name)) for name, files in later.items()}
     split_file = source / "splits_final.json"
-    return Source(
+    found = Source(
         name=str(declared.get("name") or source.resolve().name),
         root=source,
         layout="nnunet",
@@ -132,6 +133,8 @@ def _nnunet(source: Path) -> Source:
         num_training=_num_training(declared, path),
         files=(path,),
     )
+    check_pairs(declared, path, found)
+    return found
 
 
 def _channels(declared: Mapping[str, Any], path: Path) -> tuple[str, ...]:
