@@ -356,7 +356,17 @@ def test_ct_without_hounsfield_units(tmp_path: Path) -> None:
     assert check(source).findings == ()
     for number in range(6):
         put(source / f"imagesTr/c{number}_0000.nii.gz", scan(number) + np.int16(1000))
+        if number == 3:
+            told("channel CT: no value under 0, which others have, in 'c0', 'c1', 'c2' and 1 more,", check(source))
     told("channel CT: no scan has a value under 0", check(source))
+
+
+def test_a_window_in_hounsfield_units_for_mr(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    told("preset pancreas clips values to -125 to 275.*'MRI'", check(source, preset="pancreas"))
+    assert check(source, preset="pancreas", settings={"window": (-500, 500)}).findings == ()
+    assert check(source, preset="pancreas", settings={"channels": ("CT",)}).findings == ()
+    assert check(source, preset="pancreas", images=Path("imagesTr"), labels=Path("labelsTr")).findings == ()
 
 
 def test_names_that_some_disks_take_for_one(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from sscl.core.errors import UserError
 from sscl.data.check import Finding
 from sscl.data.facts import Facts
+from sscl.data.matching import some
 from sscl.data.placement import misplaced
 
 Lists = Mapping[str, Sequence[str]]
@@ -106,12 +107,29 @@ def check_sizes(facts: Mapping[str, Facts]) -> Iterator[Finding]:
 
 
 def check_hounsfield(facts: Mapping[str, Facts], channels: Sequence[str]) -> list[Finding]:
-    """Channels called CT are taken for Hounsfield units, in which air is -1000."""
-    if any(name.strip().upper() != "CT" for name in channels) or min(one.lowest for one in facts.values()) < 0:
+    """Channels called CT are taken for Hounsfield units, in which air is -1000; every scan must have them."""
+    odd = [case for case, one in facts.items() if one.lowest >= 0]
+    if any(name.strip().upper() != "CT" for name in channels) or not odd:
+        return []
+    some_only = f"no value under 0, which others have, in {some(odd)}"
+    which = "no scan has a value under 0" if len(odd) == len(facts) else some_only
+    message = (
+        f"channel CT: {which}, so these are no Hounsfield units, in which air is -1000. A window in Hounsfield units "
+        "would be wrong: get the scans with their rescaling, or rename the channel."
+    )
+    return [Finding(message, fatal=False)]
+
+
+def check_window(window: Sequence[float], preset: str, channels: Sequence[str]) -> list[Finding]:
+    """A preset's window is in Hounsfield units: nothing but CT has them. Where nothing names the channels, they are
+    called `image`, and may be CT.
+    """
+    other = [name for name in channels if name.strip().upper() != "CT" and not name.startswith("image")]
+    if not other:
         return []
     message = (
-        "channel CT: no scan has a value under 0, so these are no Hounsfield units, in which air is -1000. A window in "
-        "Hounsfield units would be wrong: get the scans with their rescaling, or rename the channel."
+        f"preset {preset} clips values to {window[0]:g} to {window[1]:g}, Hounsfield units of CT, but the channel is "
+        f"called '{other[0]}': much may be lost. Choose another preset or --set window, or correct the channel's name."
     )
     return [Finding(message, fatal=False)]
 

@@ -21,6 +21,7 @@ from sscl.data.check_set import (
     check_patients,
     check_places,
     check_sizes,
+    check_window,
     labels_from_values,
 )
 from sscl.data.facts import Facts, facts_of, from_json, to_json
@@ -149,6 +150,7 @@ def judge(at: Opened, lists: Lists, cases: Mapping[str, Seen]) -> list[Finding]:
         findings += _classes(at, lists["labelled"], cases)
         findings += [*check_copies(lists, facts, scans), *check_places(facts, masks)]
         findings += check_patients(lists, _patients(found, facts))
+        findings += _window(at)
         findings += _assumed_size(at, {scans[case]: one.shape for case, one in facts.items()})
     return findings
 
@@ -175,6 +177,13 @@ def _patients(found: Source, cases: Mapping[str, Facts]) -> dict[str, str]:
     """PatientID of those that are DICOM series."""
     series = {case: found.cases[case].images[0] for case in cases if found.cases[case].images[0].is_dir()}
     return {case: patient for case, folder in series.items() if (patient := patient_of(folder))}
+
+
+def _window(at: Opened) -> list[Finding]:
+    """Whether the preset's window, unless the user has set one, can be meant for these channels."""
+    window = at.preset.plan.get("intensity", {}).get("window") if at.preset else None
+    chosen = "window" in at.request.settings or "intensity" in at.request.settings
+    return check_window(window, at.request.preset or "", at.found.channels) if window and not chosen else []
 
 
 def _assumed_size(at: Opened, shapes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
