@@ -223,6 +223,28 @@ def test_a_copy_within_a_list_or_with_other_intensities_is_suspicious(tmp_path: 
     assert len(result.findings) == 2
 
 
+def test_one_file_for_two_channels(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src", channel_names={"0": "T1", "1": "T2"})
+    for number in range(6):
+        put(source / f"imagesTr/c{number}_0001.nii.gz", scan(10 + number))
+    assert check(source).findings == ()
+    put(source / "imagesTr/c1_0001.nii.gz", scan(1))
+    put(source / "imagesTr/c3_0001.nii.gz", scan(12))
+    result = check(source, tmp_path / "check.json")
+    told("'c1': its channel T2 is identical to channel T1 of case 'c1'", result)
+    told("'c3': its channel T2 is identical to channel T2 of case 'c2'", result)
+    assert check(source, tmp_path / "check.json").findings == result.findings
+    assert len(result.findings) == 2
+
+
+def test_a_value_that_only_a_test_mask_has(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src", masks=6)
+    folders = {"images": Path("imagesTr"), "labels": Path("labelsTr"), "test": "last:2"}
+    assert check(source, **folders, labelled=2).findings == ()
+    put(source / "labelsTr/c5.nii.gz", mask(5) * 255)
+    told(r"c5\.nii\.gz: the mask holds the label value 255, which no", check(source, **folders, labelled=2), fatal=True)
+
+
 def test_one_mask_for_two_scans(tmp_path: Path) -> None:
     source = nnunet(tmp_path / "src")
     put(source / "labelsTr/c3.nii.gz", mask(1).astype(np.float32))

@@ -172,7 +172,7 @@ def test_four_dimensional_files_only_where_channels_are_declared(tmp_path: Path)
     prepare(source, tmp_path / "out")
 
 
-def test_two_folders_by_name(tmp_path: Path) -> None:
+def test_two_folders_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = tmp_path / "src"
     for number in range(3):
         put(source / f"images/s{number}.nii.gz", scan(number))
@@ -180,7 +180,10 @@ def test_two_folders_by_name(tmp_path: Path) -> None:
     (source / "images/Thumbs.db").write_bytes(b"x")
     (source / "images/notes.txt").write_text("notes")
     put(source / "masks/s1.nii", mask(1, 2))
-    result = prepare(source, tmp_path / "out")
+    (source / "splits_final.json").write_text("[]")
+    with caplog.at_level(logging.INFO, "sscl"):
+        result = prepare(source, tmp_path / "out")
+    assert f"{source / 'splits_final.json'} is used only where --split names it." in caplog.messages
     assert result.split.labelled == ("s1",)
     assert result.split.unlabelled == ("s0", "s2")
     assert result.plan.labels == ("background", "label_1", "label_2")

@@ -164,6 +164,33 @@ def check_copies(lists: Lists, facts: Mapping[str, Facts], paths: Mapping[str, s
     yield from _alike([(name, case) for name, case in known if first[facts[case].voxels][1] == case], facts)
 
 
+def check_channels(facts: Mapping[str, Facts], names: Sequence[str]) -> Iterator[Finding]:
+    """One file as two channels, of one case or of two that are otherwise no copies."""
+    first: dict[str, tuple[str, str]] = {}
+    for case, one in facts.items() if len(names) > 1 else ():
+        for name, digest in zip(names, one.channels, strict=True):
+            other_name, other = first.setdefault(digest, (name, case))
+            if (other_name, other) != (name, case) and (other == case or facts[other].voxels != one.voxels):
+                yield Finding(
+                    f"case '{case}': its channel {name} is identical to channel {other_name} of case '{other}': one of "
+                    "the two files is in the wrong place.",
+                    fatal=False,
+                )
+
+
+def check_values_scored(
+    facts: Mapping[str, Facts], held_out: Sequence[str], labels: Sequence[str], paths: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Values of masks to score against, where the labelled masks are all that declares `labels`. paths: the masks'."""
+    for case in held_out:
+        mask = facts[case].mask if case in facts else None
+        if mask and (strange := [value for value in mask.values if not 0 <= value < len(labels)]):
+            yield Finding(
+                f"{paths[case]}: the mask holds the label value {strange[0]}, which no labelled mask has: it cannot be "
+                "learned or scored. Declare it with --set labels, or correct the mask."
+            )
+
+
 def _alike(known: Sequence[tuple[str, str]], facts: Mapping[str, Facts]) -> Iterator[Finding]:
     """Scans of one size whose intensities go up and down together. known: list and case, without exact copies."""
     groups = defaultdict(list)

@@ -222,6 +222,8 @@ def _two_folders(source: Path, images: Path, labels: Path) -> Source:
         raise UserError(f"{labels}: holds both scans and masks: every scan would be its own mask. Name two folders.")
     grouped = group(scans, has_channel_suffix(scans, masks), None)
     refuse_orphans(masks, grouped)
+    if (folds := source / "splits_final.json").is_file():
+        log.info("%s is used only where --split names it.", folds)
     number = max(len(files) for files in grouped.values())
     for name, files in grouped.items():
         if len(files) != number:
