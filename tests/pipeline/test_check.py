@@ -223,10 +223,65 @@ def test_a_copy_within_a_list_or_with_other_intensities_is_suspicious(tmp_path: 
     assert len(result.findings) == 2
 
 
+def test_one_file_for_two_channels(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src", channel_names={"0": "T1", "1": "T2"})
+    for number in range(6):
+        put(source / f"imagesTr/c{number}_0001.nii.gz", scan(10 + number))
+    assert check(source).findings == ()
+    put(source / "imagesTr/c1_0001.nii.gz", scan(1))
+    put(source / "imagesTr/c3_0001.nii.gz", scan(12))
+    result = check(source, tmp_path / "check.json")
+    told("'c1': its channel T2 is identical to channel T1 of case 'c1'", result)
+    told("'c3': its channel T2 is identical to channel T2 of case 'c2'", result)
+    assert check(source, tmp_path / "check.json").findings == result.findings
+    assert len(result.findings) == 2
+
+
+def test_a_value_that_only_a_test_mask_has(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src", masks=6)
+    folders = {"images": Path("imagesTr"), "labels": Path("labelsTr"), "test": "last:2"}
+    assert check(source, **folders, labelled=2).findings == ()
+    put(source / "labelsTr/c5.nii.gz", mask(5) * 255)
+    told(r"c5\.nii\.gz: the mask holds the label value 255, which no", check(source, **folders, labelled=2), fatal=True)
+
+
 def test_one_mask_for_two_scans(tmp_path: Path) -> None:
     source = nnunet(tmp_path / "src")
     put(source / "labelsTr/c3.nii.gz", mask(1).astype(np.float32))
     told("'c3': its mask is identical to that of case 'c1'", check(source))
+
+
+# Masks in the place of scans
+
+
+def test_a_mask_in_the_place_of_its_scan(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    put(source / "imagesTr/c1_0000.nii.gz", mask(1).astype(np.float32))
+    result = check(source)
+    told(r"labelsTr/c1\.nii\.gz: mask and scan hold the same voxels", result, fatal=True)
+    assert result.errors == 1
+
+
+def test_a_mask_among_the_scans_is_suspicious(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    put(source / "imagesTr/c4_0000.nii.gz", mask(1) * 255)
+    put(source / "imagesTr/c5_0000.nii.gz", scan(5) % 20)
+    result = check(source)
+    told(r"c4_0000\.nii\.gz: looks like a mask: its only values are 0, 255", result)
+    assert len(result.findings) == 1
+
+
+def test_a_test_case_s_mask_that_no_scan_is_called_as(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    put(source / "imagesTs/t_0000.nii.gz", scan(9))
+    put(source / "labelsTs/t_0000.nii.gz", mask(9))
+    told(r"labelsTs: masks without a scan in imagesTs are not used: 't_0000'", check(source))
+
+
+def test_one_folder_is_not_both(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    result = check(source, images=Path("labelsTr"), labels=source / "labelsTr/../labelsTr")
+    told("every scan would be its own mask", result, fatal=True)
 
 
 # Patients
@@ -323,7 +378,17 @@ def test_ct_without_hounsfield_units(tmp_path: Path) -> None:
     assert check(source).findings == ()
     for number in range(6):
         put(source / f"imagesTr/c{number}_0000.nii.gz", scan(number) + np.int16(1000))
+        if number == 3:
+            told("channel CT: no value under 0, which others have, in 'c0', 'c1', 'c2' and 1 more,", check(source))
     told("channel CT: no scan has a value under 0", check(source))
+
+
+def test_a_window_in_hounsfield_units_for_mr(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src")
+    told("preset pancreas clips values to -125 to 275.*'MRI'", check(source, preset="pancreas"))
+    assert check(source, preset="pancreas", settings={"window": (-500, 500)}).findings == ()
+    assert check(source, preset="pancreas", settings={"channels": ("CT",)}).findings == ()
+    assert check(source, preset="pancreas", images=Path("imagesTr"), labels=Path("labelsTr")).findings == ()
 
 
 def test_names_that_some_disks_take_for_one(tmp_path: Path) -> None:

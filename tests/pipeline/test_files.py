@@ -40,6 +40,12 @@ def test_json_that_is_none(tmp_path: Path, text: str) -> None:
         read_json(tmp_path / "a.json")
 
 
+def test_a_name_that_stands_twice_in_json_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"b": [{"test": ["x"], "train": [], "test": ["y"]}]}')
+    with pytest.raises(UserError, match=r"a\.json: .*'test' is in it twice"):
+        read_json(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 5_000, "a: !!python/object/apply:os.mkdir [canary]", "a: 2020-13-45", "a: [", "\xff", "9" * 5000]
 )

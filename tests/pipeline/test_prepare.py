@@ -172,7 +172,7 @@ def test_four_dimensional_files_only_where_channels_are_declared(tmp_path: Path)
     prepare(source, tmp_path / "out")
 
 
-def test_two_folders_by_name(tmp_path: Path) -> None:
+def test_two_folders_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = tmp_path / "src"
     for number in range(3):
         put(source / f"images/s{number}.nii.gz", scan(number))
@@ -180,7 +180,10 @@ def test_two_folders_by_name(tmp_path: Path) -> None:
     (source / "images/Thumbs.db").write_bytes(b"x")
     (source / "images/notes.txt").write_text("notes")
     put(source / "masks/s1.nii", mask(1, 2))
-    result = prepare(source, tmp_path / "out")
+    (source / "splits_final.json").write_text("[]")
+    with caplog.at_level(logging.INFO, "sscl"):
+        result = prepare(source, tmp_path / "out")
+    assert f"{source / 'splits_final.json'} is used only where --split names it." in caplog.messages
     assert result.split.labelled == ("s1",)
     assert result.split.unlabelled == ("s0", "s2")
     assert result.plan.labels == ("background", "label_1", "label_2")
@@ -204,6 +207,10 @@ def test_two_folders_with_channel_suffix(tmp_path: Path) -> None:
     result = prepare(tmp_path / "src", tmp_path / "out")
     assert result.split.unlabelled == ("s1",)
     assert len(result.plan.channels) == 2
+    (tmp_path / "src/labels/s0.nii.gz").rename(tmp_path / "src/labels/s0_0000.nii.gz")
+    told = prepare(tmp_path / "src", tmp_path / "scans").warnings
+    assert "s0_0000 and s0_0001 are taken for two scans" in told[0]
+    (tmp_path / "src/labels/s0_0000.nii.gz").rename(tmp_path / "src/labels/s0.nii.gz")
     (tmp_path / "src/images/s1_0001.nii.gz").unlink()
     refused("s1.*has 1 channel", tmp_path / "src")
 
@@ -407,6 +414,8 @@ def test_a_scan_in_its_patient_s_folder_is_called_as_prepare_calls_it(tmp_path: 
         ({"background": 0, "whole": [1, 2], "core": 2}, "'whole'.*regions are not supported"),
         ({"background": 0, "a": 2}, "without a gap"),
         ({"background": 0, "a": 1, "b": 1}, "'a' and 'b' have one value"),
+        ({"0": "background", "1": "a", "2": "a"}, "two labels are called 'a'"),
+        ({"a": 0, "background": 1}, "'background' is 1, but the background is always 0"),
         ({"background": 0, "a": "one"}, "'a' is 'one'"),
         ({"background": 0, "a": "\u00b2"}, "'a' is '\u00b2'"),
         ({f"c{value}": value for value in range(128)}, "128 labels; at most 127"),
@@ -449,6 +458,10 @@ def test_names_that_contradict_each_other(tmp_path: Path) -> None:
     source = changed("orphan")
     put(source / "labelsTr/c9.nii.gz", mask(0))
     refused("labelsTr/c9.nii.gz: a mask without an image", source)
+    source = changed("accents")
+    (source / "labelsTr/c1.nii.gz").rename(source / "labelsTr/e\u0301.nii.gz")
+    (source / "imagesTr/c1_0000.nii.gz").rename(source / "imagesTr/\u00e9_0000.nii.gz")
+    refused("If '\u00e9' is its scan, give both one name. They look alike, but accents", source)
     source = changed("suffix")
     (source / "imagesTr/c1_0000.nii.gz").rename(source / "imagesTr/c1.nii.gz")
     refused("imagesTr/c1.nii.gz.*c1_0000", source)
@@ -486,6 +499,26 @@ def test_num_training_promises_masks(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "numTraining promises 5" in caplog.text
     refused("numTraining is 7, but imagesTr holds 6", nnunet(tmp_path / "b" / "src", numTraining=7), labelled=2)
     prepare(nnunet(tmp_path / "c" / "src", numTraining=4), tmp_path / "c" / "out")
+
+
+def test_pairs_that_dataset_json_states(tmp_path: Path) -> None:
+    def warnings(**stated: Any) -> tuple[str, ...]:
+        nnunet(source, scans=4, **stated)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return tuple(text for text in prepare(source, tmp_path / "out").warnings if "dataset.json" in text)
+
+    def pair(image: int, label: int) -> dict[str, str]:
+        return {"image": f"./imagesTr/c{image}.nii.gz", "label": f"./labelsTr/c{label}.nii.gz"}
+
+    source = tmp_path / "src"
+    assert warnings(training=[pair(number, number) for number in range(4)]) == ()
+    (more,) = warnings(training=[pair(0, 0), pair(1, 1), pair(3, 3)])
+    assert "does not list 'c2'" in more
+    (gone,) = warnings(training=[pair(number, number) for number in range(5)])
+    assert "not there: 'c4'" in gone
+    dataset = {"a": {"images": ["imagesTr/c1_0000.nii.gz"], "label": "labelsTr\\c2.nii.gz"}}
+    refused("the mask of 'c1_0000' is 'c2' there, but 'c1' by its name", nnunet(source, dataset=dataset))
+    assert warnings(training=[3, {"image": {}, "label": 1}, {"images": []}], dataset=[]) == ()
 
 
 def test_number_of_labelled_promises_masks(tmp_path: Path) -> None:
@@ -762,6 +795,8 @@ def test_every_value_can_be_set(tmp_path: Path) -> None:
     refused("patch.*divisible by 16", source, settings={"patch": (40, 40, 40)})
     refused("patch.*divisible by 16", source, settings={"patch": 48})
     refused("plan: spacing_mm = 'abc'", source, settings={"spacing_mm": "abc"})
+    refused("plan: labels.*a name of its own", source, settings={"labels": ("background", "a", "a")})
+    refused("plan: labels.*the background first", source, settings={"labels": ("a", "background")})
     refused("plan: memory_gb = 'lots'", source, settings={"memory_gb": "lots"})
     refused("stride.*longer than the patch", source, settings={"patch": (32, 32, 32), "stride": (33, 16, 16)})
     refused("plan: spacing_mm", source, settings={"spacing_mm": (0, 1, 1), "patch": (32, 32, 32)})

@@ -319,6 +319,34 @@ def test_kits19_as_published(tmp_path: Path) -> None:
         discover(source)
 
 
+def told_as_not_used(name: str, source: Path, caplog: pytest.LogCaptureFixture, find: Any = discover) -> None:
+    """One warning, which says so and holds the name."""
+    caplog.clear()
+    find(source)
+    assert [("not used" in text or "not read" in text) and name in text for text in caplog.messages] == [True]
+
+
+def test_a_case_whose_file_has_another_name_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kidneys = kits19(tmp_path / "kidneys", 3)
+    discover(kidneys)
+    assert caplog.messages == []
+    (kidneys / "case_00001/segmentation.nii.gz").rename(kidneys / "case_00001/segmentation_.nii.gz")
+    told_as_not_used("case_00001", kidneys, caplog)
+    (kidneys / "case_00001/imaging.nii.gz").rename(kidneys / "case_00001/imaging.NII.GZ")
+    told_as_not_used("case_00001", kidneys, caplog)
+    told_as_not_used("case_00001", kidneys, caplog, find=lambda folder: scans_in(folder, 1))
+    atria = la_challenge(tmp_path / "atria", 3)
+    for name in ("lgemri.nrrd", "laendo.nrrd"):
+        (atria / "P1" / name).rename(atria / "P1" / name.upper())
+    told_as_not_used("'P1'", atria, caplog)
+    patients = pancreas(tmp_path / "pancreas", (1, 2, 3), masks="labels")
+    (patients / "labels/label0002.nii.gz").rename(patients / "labels/label2.nii.gz")
+    told_as_not_used("label2.nii.gz", patients, caplog)
+    (patients / "labels/label2.nii.gz").unlink()
+    (patients / "Pancreas-CT/PANCREAS_0002").rename(patients / "Pancreas-CT/Pancreas_0002")
+    told_as_not_used("Pancreas_0002", patients, caplog)
+
+
 # Left atrium
 
 

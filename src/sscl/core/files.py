@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,18 +148,18 @@ def read_json(path: Path) -> Any:
     """A JSON file, with or without a byte-order mark.
 
     Raises:
-        UserError: it cannot be read or is not JSON; names the line.
+        UserError: it cannot be read, is not JSON (names the line), or names a value twice.
     """
     text = read_text(path)
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_named_once)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}: is not valid JSON: {error.msg}, line {error.lineno}, column {error.colno}. Mend that line, "
             "or make the file again."
         ) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise UserError(f"{path}: is JSON that cannot be read: {error}. Make the file again.") from None
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets, a name twice
+        raise UserError(f"{path}: is JSON that cannot be read: {error}. Mend it, or make the file again.") from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -186,6 +187,15 @@ class PlainLoader(yaml.SafeLoader):
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number in JSON")
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values under one name, JSON's reader would take the last and say nothing."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{twice!r} is in it twice, and one of the two would be lost")
+    return values
 
 
 def read_text(path: Path) -> str:

@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from sscl.core.config import Config
 
@@ -49,6 +49,16 @@ class Plan(Config):
     """Part of the labelled crops that is centred on a random foreground voxel; the others lie anywhere."""
     spacing_if_missing_mm: Spacing | None = None
     """Voxel size of files that hold none (`mri_norm2.h5`)."""
+
+    @field_validator("labels")
+    @classmethod
+    def _are_told_apart(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Scores go by these names."""
+        if len(set(labels)) < len(labels):
+            raise ValueError("a name of its own for every class")
+        if any(name.lower() == "background" for name in labels[1:]):
+            raise ValueError("the background first, because its value is 0")
+        return labels
 
     @property
     def num_classes(self) -> int:

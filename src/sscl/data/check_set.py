@@ -10,6 +10,7 @@ import numpy as np
 from sscl.core.errors import UserError
 from sscl.data.check import Finding
 from sscl.data.facts import Facts
+from sscl.data.matching import some
 from sscl.data.placement import misplaced
 
 Lists = Mapping[str, Sequence[str]]
@@ -106,12 +107,29 @@ def check_sizes(facts: Mapping[str, Facts]) -> Iterator[Finding]:
 
 
 def check_hounsfield(facts: Mapping[str, Facts], channels: Sequence[str]) -> list[Finding]:
-    """Channels called CT are taken for Hounsfield units, in which air is -1000."""
-    if any(name.strip().upper() != "CT" for name in channels) or min(one.lowest for one in facts.values()) < 0:
+    """Channels called CT are taken for Hounsfield units, in which air is -1000; every scan must have them."""
+    odd = [case for case, one in facts.items() if one.lowest >= 0]
+    if any(name.strip().upper() != "CT" for name in channels) or not odd:
+        return []
+    some_only = f"no value under 0, which others have, in {some(odd)}"
+    which = "no scan has a value under 0" if len(odd) == len(facts) else some_only
+    message = (
+        f"channel CT: {which}, so these are no Hounsfield units, in which air is -1000. A window in Hounsfield units "
+        "would be wrong: get the scans with their rescaling, or rename the channel."
+    )
+    return [Finding(message, fatal=False)]
+
+
+def check_window(window: Sequence[float], preset: str, channels: Sequence[str]) -> list[Finding]:
+    """A preset's window is in Hounsfield units: nothing but CT has them. Where nothing names the channels, they are
+    called `image`, and may be CT.
+    """
+    other = [name for name in channels if name.strip().upper() != "CT" and not name.startswith("image")]
+    if not other:
         return []
     message = (
-        "channel CT: no scan has a value under 0, so these are no Hounsfield units, in which air is -1000. A window in "
-        "Hounsfield units would be wrong: get the scans with their rescaling, or rename the channel."
+        f"preset {preset} clips values to {window[0]:g} to {window[1]:g}, Hounsfield units of CT, but the channel is "
+        f"called '{other[0]}': much may be lost. Choose another preset or --set window, or correct the channel's name."
     )
     return [Finding(message, fatal=False)]
 
@@ -144,6 +162,33 @@ def check_copies(lists: Lists, facts: Mapping[str, Facts], paths: Mapping[str, s
                     fatal=False,
                 )
     yield from _alike([(name, case) for name, case in known if first[facts[case].voxels][1] == case], facts)
+
+
+def check_channels(facts: Mapping[str, Facts], names: Sequence[str]) -> Iterator[Finding]:
+    """One file as two channels, of one case or of two that are otherwise no copies."""
+    first: dict[str, tuple[str, str]] = {}
+    for case, one in facts.items() if len(names) > 1 else ():
+        for name, digest in zip(names, one.channels, strict=True):
+            other_name, other = first.setdefault(digest, (name, case))
+            if (other_name, other) != (name, case) and (other == case or facts[other].voxels != one.voxels):
+                yield Finding(
+                    f"case '{case}': its channel {name} is identical to channel {other_name} of case '{other}': one of "
+                    "the two files is in the wrong place.",
+                    fatal=False,
+                )
+
+
+def check_values_scored(
+    facts: Mapping[str, Facts], held_out: Sequence[str], labels: Sequence[str], paths: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Values of masks to score against, where the labelled masks are all that declares `labels`. paths: the masks'."""
+    for case in held_out:
+        mask = facts[case].mask if case in facts else None
+        if mask and (strange := [value for value in mask.values if not 0 <= value < len(labels)]):
+            yield Finding(
+                f"{paths[case]}: the mask holds the label value {strange[0]}, which no labelled mask has: it cannot be "
+                "learned or scored. Declare it with --set labels, or correct the mask."
+            )
 
 
 def _alike(known: Sequence[tuple[str, str]], facts: Mapping[str, Facts]) -> Iterator[Finding]:

@@ -37,11 +37,16 @@ class Facts:
     spacing_mm: tuple[float, float, float]
     lowest: float
     """Smallest intensity."""
-    voxels: str
-    """Digest of the intensities as float32."""
+    channels: tuple[str, ...]
+    """Digest of each channel's intensities as float32."""
     sample: NDArray[np.float16]
     """Some evenly spaced intensities, mean 0, length 1: the product of two is their correlation."""
     mask: MaskFacts | None
+
+    @property
+    def voxels(self) -> str:
+        """Digest of the intensities."""
+        return " ".join(self.channels)
 
 
 def facts_of(image: Volume, pair: Pair | None) -> Facts:
@@ -54,7 +59,7 @@ def facts_of(image: Volume, pair: Pair | None) -> Facts:
         shape=image.shape,
         spacing_mm=image.spacing_mm,
         lowest=float(image.array.min()),
-        voxels=_digest(image.array),
+        channels=tuple(_digest(channel) for channel in image.array),
         sample=sample.astype(np.float16),
         mask=_mask(pair) if pair else None,
     )
@@ -85,7 +90,7 @@ def to_json(facts: Facts) -> dict[str, Any]:
         "shape": list(facts.shape),
         "spacing_mm": list(facts.spacing_mm),
         "lowest": facts.lowest,
-        "voxels": facts.voxels,
+        "channels": list(facts.channels),
         "sample": _text(facts.sample),
         "mask": mask and {"values": list(mask.values), "voxels": mask.voxels, "place": _place_to_json(mask.place)},
     }
@@ -102,7 +107,7 @@ def from_json(values: Mapping[str, Any]) -> Facts:
     if mask is not None:
         mask = MaskFacts(tuple(mask["values"]), mask["voxels"], _place_from_json(mask["place"]))
     sample = _array(values["sample"], np.float16)
-    return Facts((x, y, z), (dx, dy, dz), values["lowest"], values["voxels"], sample, mask)
+    return Facts((x, y, z), (dx, dy, dz), values["lowest"], tuple(values["channels"]), sample, mask)
 
 
 def _place_to_json(place: Place | None) -> list[str] | None:

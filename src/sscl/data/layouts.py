@@ -8,7 +8,8 @@ from typing import Any
 
 from sscl.core.errors import UserError
 from sscl.core.files import read_json
-from sscl.data.matching import entries, group, has_channel_suffix, refuse_orphans, volumes_in
+from sscl.data.matching import entries, group, has_channel_suffix, refuse_orphans, some, volumes_in
+from sscl.data.promises import check_pairs
 from sscl.data.published_layouts import MASKS_OF_FOLDERS, SCANS_OF_FOLDERS, folders_with, published
 from sscl.data.source import Case, Source
 from sscl.volumes.files import case_stem, is_volume
@@ -113,10 +114,12 @@ def _nnunet(source: Path) -> Source:
     if twice := sorted(images.keys() & later.keys()):
         raise UserError(f"{source}: case '{twice[0]}' is in both imagesTr and imagesTs: a leak. Remove or rename one.")
     later_masks = volumes_in(source / "labelsTs")
+    if orphans := sorted(later_masks.keys() - later.keys()):
+        log.warning("%s: masks without a scan in imagesTs are not used: %s.", source / "labelsTs", some(orphans))
     cases = {name: Case(files, masks.get(name)) for name, files in images.items()}
     cases |= {name: Case(files, later_masks.get(name)) for name, files in later.items()}
     split_file = source / "splits_final.json"
-    return Source(
+    found = Source(
         name=str(declared.get("name") or source.resolve().name),
         root=source,
         layout="nnunet",
@@ -130,6 +133,8 @@ def _nnunet(source: Path) -> Source:
         num_training=_num_training(declared, path),
         files=(path,),
     )
+    check_pairs(declared, path, found)
+    return found
 
 
 def _channels(declared: Mapping[str, Any], path: Path) -> tuple[str, ...]:
@@ -150,7 +155,7 @@ def declared_labels(declared: Mapping[str, Any], path: Path) -> tuple[tuple[str,
     """Class names by value, and the value of `ignore`, of a dataset.json; names and values may stand in either order.
 
     Raises:
-        UserError: no labels, or values with a gap.
+        UserError: no labels, two of one name, or values with a gap.
     """
     entries = declared.get("labels")
     if not isinstance(entries, dict) or not entries:
@@ -172,6 +177,10 @@ def declared_labels(declared: Mapping[str, Any], path: Path) -> tuple[tuple[str,
             raise UserError(
                 f"{path}: labels '{values[number]}' and '{name}' have one value, {value}. Give each its own."
             )
+        if str(name) in values.values():
+            raise UserError(f"{path}: two labels are called '{name}'. Give each a name of its own.")
+        if str(name).lower() == "background" and number:
+            raise UserError(f"{path}: label '{name}' is {value}, but the background is always 0. Correct the values.")
         values[number] = str(name)
     ignore = next((value for value, name in values.items() if name == "ignore"), None)
     if ignore is not None:
@@ -209,8 +218,12 @@ def _two_folders(source: Path, images: Path, labels: Path) -> Source:
     for folder, found in ((images, scans), (labels, masks)):
         if not found:
             raise UserError(f"{folder}: no volume found. Put the scans in one folder and the masks in the other.")
+    if images.samefile(labels) and any(path.suffix.lower() != ".h5" for path in masks.values()):  # .h5 holds both
+        raise UserError(f"{labels}: holds both scans and masks: every scan would be its own mask. Name two folders.")
     grouped = group(scans, has_channel_suffix(scans, masks), None)
     refuse_orphans(masks, grouped)
+    if (folds := source / "splits_final.json").is_file():
+        log.info("%s is used only where --split names it.", folds)
     number = max(len(files) for files in grouped.values())
     for name, files in grouped.items():
         if len(files) != number:

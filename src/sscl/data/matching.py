@@ -1,15 +1,17 @@
 """Files to cases by their names: channels, masks, and what lies about."""
 
+import logging
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from sscl.core.errors import UserError, refuse
 from sscl.volumes.files import case_stem, is_volume, unknown_kind
 
+log = logging.getLogger("sscl")
 _NO_TEXT = ("Cc", "Cs")
 """Unicode's control characters and halves of characters: a name that another system wrote in another encoding."""
 _JUNK = {"thumbs.db", "desktop.ini"}
@@ -74,9 +76,25 @@ def has_channel_suffix(stems: Collection[str], masks: Collection[str]) -> bool:
     """
     parts = {stem: match[1] for stem in stems if (match := _CHANNEL.fullmatch(stem))}
     as_names, as_channels = len(set(masks) & set(stems)), len(set(masks) & set(parts.values()))
+    if as_names > as_channels:
+        _tell_if_channels(parts, masks)
     if as_names or as_channels:
         return as_channels > as_names
     return len(parts) == len(stems) > 0 and all(f"{name}_0000" in parts for name in parts.values())
+
+
+def _tell_if_channels(parts: Mapping[str, str], masks: Collection[str]) -> None:
+    """Scans that are taken for cases of their own, though every patient has the same numbers, and masks for _0000 only.
+
+    parts: a scan's name to what stands before its number.
+    """
+    numbers = Counter(parts.values())
+    sizes = set(numbers.values())
+    if len(numbers) > 1 and len(sizes) == 1 and sizes != {1} and all(mask.endswith("_0000") for mask in masks):
+        log.warning(
+            "%s_0000 and %s_0001 are taken for two scans, because a mask is called like the first. If they are "
+            "channels of one scan, call its mask %s.", *[min(numbers)] * 3,
+        )  # fmt: skip
 
 
 def group(stems: Mapping[str, Path], suffixed: bool, num_channels: int | None) -> dict[str, tuple[Path, ...]]:
@@ -101,14 +119,27 @@ def group(stems: Mapping[str, Path], suffixed: bool, num_channels: int | None) -
     return {name: tuple(files[index] for index in sorted(files)) for name, files in groups.items()}
 
 
+def nearest(name: str, names: Collection[str], hint: str) -> str:
+    """`hint` with the one of `names` that was probably meant; nothing where none is near."""
+    written = unicodedata.normalize("NFC", name)
+    if same := [other for other in names if unicodedata.normalize("NFC", other) == written]:
+        return f"{hint.format(same[0])} They look alike, but accents are written in two ways (Unicode's NFC and NFD)."
+    near = get_close_matches(name, names, 1)
+    return hint.format(near[0]) if near else ""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
+
+
 def refuse_orphans(masks: Mapping[str, Path], images: Iterable[str]) -> None:
     names = list(images)
     mistakes = []
     for name in sorted(masks.keys() - set(names)):
-        near = get_close_matches(name, names, 1)
-        hint = f" If '{near[0]}' is its scan, give both one name." if near else ""
         mistakes.append(
             f"{masks[name]}: a mask without an image: no scan is called '{name}'. Add the image or remove the mask."
-            + hint
+            + nearest(name, names, " If '{}' is its scan, give both one name.")
         )
     refuse(mistakes)

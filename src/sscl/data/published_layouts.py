@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sscl.core.errors import UserError
 from sscl.core.files import read_text
-from sscl.data.matching import entries
+from sscl.data.matching import entries, some
 from sscl.data.source import Case, Source
+from sscl.volumes.files import is_volume
 
 _H5 = "mri_norm2.h5"
 _NRRD = ("lgemri.nrrd", "laendo.nrrd")
@@ -35,10 +36,23 @@ def published(source: Path) -> Source | None:
 
 
 def folders_with(folder: Path, names: Collection[str]) -> list[Path]:
-    """The folders in `folder` that hold a file of one of these names."""
-    if not folder.is_dir():
-        return []
-    return [entry for entry in entries(folder) if entry.is_dir() and any((entry / name).is_file() for name in names)]
+    """The folders in `folder` that hold a file of one of these names. Where there are some, others that hold nothing or
+    another volume are told: the file may have another name.
+    """
+    inside = [entry for entry in entries(folder) if entry.is_dir()] if folder.is_dir() else []
+    found = [entry for entry in inside if any((entry / name).is_file() for name in names)]
+    others = [entry for entry in inside if entry not in found] if found else []
+    if odd := [other.name for other in others if _volumes(other) or not entries(other)]:
+        logger.warning(
+            "%s: no %s in %s, hence not used. If a scan lies there, give its file that name.",
+            folder, " or ".join(names), some(odd),
+        )  # fmt: skip
+    return found
+
+
+def _volumes(folder: Path) -> list[str]:
+    """The names of the volumes in a folder that are files."""
+    return [entry.name for entry in entries(folder) if entry.is_file() and is_volume(entry)]
 
 
 # Left atrium: the community's HDF5 files, and the challenge's patient folders
@@ -116,6 +130,9 @@ def _pancreas_ct(source: Path) -> Source | None:
     if folder is None:
         return None
     scans = {path.name: path for path in _pancreas_folders(folder)}
+    alike = [path.name for path in entries(folder) if path.is_dir() and path.name.lower().startswith("pancreas_")]
+    if odd := [name for name in alike if name not in scans]:
+        logger.warning("%s: not named as PANCREAS_0001, hence not used: %s. Rename them.", folder, some(odd))
     masks = _pancreas_labels(list(dict.fromkeys((source, folder))))
     if not masks:
         raise UserError(
@@ -146,6 +163,8 @@ def _pancreas_labels(folders: Sequence[Path]) -> dict[str, Path]:
     named = [entry for folder in folders for entry in entries(folder) if "label" in entry.name.lower()]
     files = [path for entry in named for path in (entries(entry) if entry.is_dir() else [entry])]
     masks: dict[str, Path] = {}
+    if odd := [path.name for path in files if is_volume(path) and not _PANCREAS_LABEL.fullmatch(path.name)]:
+        logger.warning("masks that are not named as label0001.nii.gz, hence not used: %s. Rename them.", some(odd))
     for path in files:
         if match := _PANCREAS_LABEL.fullmatch(path.name):
             case = f"PANCREAS_{match[1]}"
@@ -180,4 +199,8 @@ def _pair(patient: Path, names: tuple[str, str]) -> Case:
     image, label = (patient / name for name in names)
     if not image.is_file():
         raise UserError(f"{image}: is missing beside {label.name}. Restore it, or remove the folder.")
-    return Case((image,), label if label.is_file() else None)
+    if label.is_file():
+        return Case((image,), label)
+    if others := [name for name in _volumes(patient) if name != image.name]:
+        logger.warning("%s: no %s; not read: %s. Rename it if it is the mask.", patient, label.name, some(others))
+    return Case((image,), None)

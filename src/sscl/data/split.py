@@ -1,6 +1,5 @@
 """Which case is for what: `DATASET/split.json`, the only truth after `prepare`."""
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -10,6 +9,7 @@ from pydantic import field_validator
 from sscl.core.config import Config
 from sscl.core.errors import UserError, unknown
 from sscl.core.files import read_json
+from sscl.data.matching import nearest
 
 Lists = Mapping[str, tuple[str, ...]]
 
@@ -175,8 +175,7 @@ def _checked(lists: Lists, known: Collection[str], where: str) -> Split:
     for name, cases in lists.items():
         for case in cases:
             if case not in known:
-                close = difflib.get_close_matches(case, known, n=1)
-                hint = f" Did you mean '{close[0]}'?" if close else ""
+                hint = nearest(case, known, " Did you mean '{}'?")
                 raise UserError(f"{where}: case '{case}' ({name}) is unknown: no scan of that name was found.{hint}")
             if case in seen:
                 both = f"in both '{seen[case]}' and '{name}': a leak" if seen[case] != name else f"twice in '{name}'"

@@ -14,6 +14,7 @@ from sscl.data.check import Finding, Pair, check_image, check_pair
 from sscl.data.check_set import (
     Lists,
     check_assumed_size,
+    check_channels,
     check_copies,
     check_hounsfield,
     check_masks,
@@ -21,6 +22,8 @@ from sscl.data.check_set import (
     check_patients,
     check_places,
     check_sizes,
+    check_values_scored,
+    check_window,
     labels_from_values,
 )
 from sscl.data.facts import Facts, facts_of, from_json, to_json
@@ -146,9 +149,10 @@ def judge(at: Opened, lists: Lists, cases: Mapping[str, Seen]) -> list[Finding]:
     findings = [*check_names(found.cases)]
     if facts:
         findings += [*check_sizes(facts), *check_hounsfield(facts, found.channels)]
-        findings += _classes(at, lists["labelled"], cases)
+        findings += [*_classes(at, lists, cases), *check_channels(facts, found.channels)]
         findings += [*check_copies(lists, facts, scans), *check_places(facts, masks)]
         findings += check_patients(lists, _patients(found, facts))
+        findings += _window(at)
         findings += _assumed_size(at, {scans[case]: one.shape for case, one in facts.items()})
     return findings
 
@@ -158,23 +162,35 @@ def masks_folder(found: Source, labelled: Sequence[str]) -> str:
     return os.path.commonpath([path.parent for case in labelled if (path := found.cases[case].label)])
 
 
-def _classes(at: Opened, labelled: Sequence[str], cases: Mapping[str, Seen]) -> list[Finding]:
-    """Nothing where a mask could not be read: it may hold what the others lack."""
-    masks = [seen.facts.mask for case in labelled if (seen := cases[case]).facts]
-    values = [mask.values for mask in masks if mask]
+def _classes(at: Opened, lists: Lists, cases: Mapping[str, Seen]) -> list[Finding]:
+    """Nothing where a labelled mask could not be read: it may hold what the others lack."""
+    labelled, found = lists["labelled"], at.found
+    facts = {case: seen.facts for case, seen in cases.items() if seen.facts}
+    values = [mask.values for case in labelled if case in facts and (mask := facts[case].mask)]
     if not values or len(values) < len(labelled):
         return []
-    where = masks_folder(at.found, labelled)
+    where = masks_folder(found, labelled)
+    if found.labels:
+        return check_masks(values, found.labels, where)
     try:
-        return check_masks(values, at.found.labels or labels_from_values(values, where), where)
+        labels = labels_from_values(values, where)
     except UserError as error:
         return [Finding(str(error))]
+    held_out = [case for name in ("development", "test") for case in lists.get(name, ())]
+    return [*check_values_scored(facts, held_out, labels, {case: str(found.cases[case].label) for case in held_out})]
 
 
 def _patients(found: Source, cases: Mapping[str, Facts]) -> dict[str, str]:
     """PatientID of those that are DICOM series."""
     series = {case: found.cases[case].images[0] for case in cases if found.cases[case].images[0].is_dir()}
     return {case: patient for case, folder in series.items() if (patient := patient_of(folder))}
+
+
+def _window(at: Opened) -> list[Finding]:
+    """Whether the preset's window, unless the user has set one, can be meant for these channels."""
+    window = at.preset.plan.get("intensity", {}).get("window") if at.preset else None
+    chosen = "window" in at.request.settings or "intensity" in at.request.settings
+    return check_window(window, at.request.preset or "", at.found.channels) if window and not chosen else []
 
 
 def _assumed_size(at: Opened, shapes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
