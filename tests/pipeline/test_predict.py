@@ -394,11 +394,12 @@ def test_one_bad_scan_does_not_stop_the_others(trained: Path, tiny: Tiny, tmp_pa
     holed[3, 3, 3] = np.nan
     save_nifti(scans / "d.nii.gz", holed)
     save_nifti(scans / "e.nii.gz", np.stack([holed, holed], -1))
+    save_nifti(scans / "b1.nii.gz", ball((16, 16, 16), 3)[0], np.diag([1000.0, 1000, 1000, 1]))
     with pytest.raises(UserError) as caught:
         run_predict(trained, [scans], tmp_path / "out")
     message = str(caught.value)
-    assert message.startswith("3 of 5 scans were not predicted:")
-    assert all(f"\n  {case}: {scans / case}.nii.gz: " in message for case in "bde")
+    assert message.startswith("4 of 6 scans were not predicted:")
+    assert all(f"\n  {case}: {scans / case}.nii.gz: " in message for case in ("b", "b1", "d", "e"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ".lock", "a.nii.gz", "c.nii.gz", "stage.json",
     ]  # fmt: skip

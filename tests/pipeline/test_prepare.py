@@ -665,6 +665,14 @@ def test_scans_that_hold_nothing(tmp_path: Path) -> None:
     assert ["outlier" in warning for warning in result.warnings] == [True]
 
 
+@pytest.mark.parametrize("settings", [{}, {"spacing_mm": (0.001, 0.001, 0.001)}])
+def test_scans_that_memory_cannot_hold(tmp_path: Path, settings: dict[str, Any]) -> None:
+    source = nnunet(tmp_path / "src")
+    for path in ("imagesTr/c3_0000", "labelsTr/c3"):
+        put(source / f"{path}.nii.gz", scan(3) if "images" in path else mask(3), np.diag([1000.0, 1000, 1000, 1]))
+    refused(rf"{'c0' if settings else 'c3'}_0000.nii.gz: resampled from .*GB of memory", source, settings=settings)
+
+
 def test_one_file_in_two_lists_is_a_leak(tmp_path: Path) -> None:
     source = nnunet(tmp_path / "src", masks=6)
     shutil.copy(source / "imagesTr/c5_0000.nii.gz", source / "imagesTr/c1_0000.nii.gz")

@@ -151,7 +151,10 @@ def _predict_case(model: Model, case: str, files: _Scan, out: Path, options: _Op
         if finding.fatal:
             raise UserError(finding.message)
         log.warning(finding.message)
-    image = torch.from_numpy(preprocess(ras, plan))
+    try:
+        image = torch.from_numpy(preprocess(ras, plan))
+    except UserError as error:
+        raise UserError(f"{files.files[0]}: {error}") from None
     with (
         told_if_memory_ends("Try --batch 1, or --device cpu."),
         torch.autocast(place.type, torch.bfloat16, enabled=options.precision == "bf16"),

@@ -165,10 +165,10 @@ def _fill(store: Path, found: Source, split: Split, plan: Plan) -> None:
     written: dict[str, str] = {}
     for case in counted((*split.labelled, *split.unlabelled), "stored"):
         where = str(found.cases[case].images[0])
-        image, label = image_of(found, case, plan.spacing_if_missing_mm), None
-        if case in labelled:
-            label = resample_label(label_of(found, case, image, plan.spacing_if_missing_mm), plan)
+        image = image_of(found, case, plan.spacing_if_missing_mm)
+        mask = label_of(found, case, image, plan.spacing_if_missing_mm) if case in labelled else None
         try:
+            label = resample_label(mask, plan) if mask else None
             written |= write_case(store, case, preprocess(image, plan), label)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
