@@ -245,7 +245,7 @@ def test_an_assumed_voxel_size_is_told(tmp_path: Path, caplog: pytest.LogCapture
         prepare(source, tmp_path / "preset", preset="la-quick")
         prepare(source, tmp_path / "own", preset="la-quick", settings={"spacing_if_missing_mm": (1, 1, 2)})
         prepare(nnunet(tmp_path / "nifti"), tmp_path / "nifti_out", preset="la-quick")
-    told = [record.message for record in caplog.records if "voxel size" in record.message]
+    told = [record.message for record in caplog.records if "no voxel size" in record.message]
     assert told == [
         "mri_norm2.h5 holds no voxel size: taken as 1.25 x 1.25 x 1.25 mm (preset la-quick)",
         "mri_norm2.h5 holds no voxel size: taken as 1 x 1 x 2 mm (--set spacing_if_missing_mm)",
@@ -748,6 +748,28 @@ def test_that_a_mirror_exchanges_classes_is_told(tmp_path: Path, caplog: pytest.
     assert "mirrored along y only, because that would exchange classes" in caplog.text
     (told,) = prepare(source, tmp_path / "both", settings={"flip": True}).warnings
     assert "exchanges classes whose names tell sides apart (left, right)" in told
+
+
+def test_a_window_that_is_made_for_other_intensities_is_told(tmp_path: Path) -> None:
+    """In Hounsfield units, on scans whose intensities go to 1000."""
+    preset = {"preset": "pancreas", "settings": {"spacing_mm": (1, 1, 1), "patch": (16, 16, 16)}}
+    (told,) = prepare(nnunet(tmp_path / "src"), tmp_path / "out", **preset).warnings
+    assert re.match(r"the window from -125 to 275 clips 7\d % of the voxels in the labelled organs.*\(MRI\)", told)
+    other = nnunet(tmp_path / "other")
+    for file in (other / "imagesTr").iterdir():
+        put(file, np.asarray(nibabel.load(file).dataobj) // 3 - 100)
+    assert prepare(other, tmp_path / "fits", **preset).warnings == ()
+
+
+def test_a_class_that_resampling_leaves_nothing_of_is_told(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src", classes=2)
+    small = mask(3)
+    small[8, 4:6, 4] = 2
+    for path, array in (("imagesTr/c3_0000", scan(3)), ("labelsTr/c3", small)):
+        put(source / f"{path}.nii.gz", array, np.diag([0.3, 0.3, 0.3, 1]))
+    (told,) = (text for text in prepare(source, tmp_path / "out").warnings if "too small" in text)
+    assert re.search(r"c3.nii.gz: class 'organ2' .* its 2 voxels of 0.3x0.3x0.3 mm become 0 of 1x1x1 mm", told)
+    assert set(np.unique(stored(tmp_path / "out")["c3.label"])) == {0, 1}
 
 
 def test_every_value_can_be_set(tmp_path: Path) -> None:
