@@ -479,6 +479,14 @@ def test_names_that_contradict_each_other(tmp_path: Path) -> None:
 # Promised masks
 
 
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    put(tmp_path / f"src/images/{'y' * 229}.nii.gz", scan(0))
+    put(tmp_path / f"src/labels/{'y' * 229}.nii.gz", mask(0))
+    prepare(tmp_path / "src", tmp_path / "out")
+    put(tmp_path / f"src/images/{'y' * 230}.nii.gz", scan(1))
+    refused("case 'y{230}': the name has 230 bytes.*Rename its files", tmp_path / "src")
+
+
 def test_num_training_promises_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = nnunet(tmp_path / "src", masks=4, scans=5, numTraining=5)
     refused("numTraining promises 5 masks, 4 are there.*'c4'", source)
@@ -840,6 +848,13 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
     source = nnunet(tmp_path / "src")
     with pytest.raises(UserError, match="lies in the source folder"):
         prepare(source, source / "out")
+    folders = {"images": source / "imagesTr", "labels": source / "labelsTr"}
+    with pytest.raises(UserError, match=r"lies in the source folder .*labelsTr"):
+        prepare(tmp_path / "void", source / "labelsTr/out", **folders)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for scans, out in ((tmp_path / "loop", tmp_path / "out"), (source, tmp_path / "loop/out")):
+        with pytest.raises(UserError, match=r"loop.*: a link that leads to itself"):
+            prepare(scans, out)
     (tmp_path / "mine").mkdir()
     prepare(source, tmp_path / "mine")  # an empty folder may be there
     (tmp_path / "full").mkdir()
@@ -848,6 +863,7 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
         prepare(source, tmp_path / "full")
     with pytest.raises(UserError, match="is a file"):
         prepare(source, tmp_path / "full/thesis.txt")
+    refused("mine: is a prepared data set. Train on it", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
 

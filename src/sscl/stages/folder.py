@@ -48,6 +48,18 @@ class Stage(Shape):
     recipe: str | None = None
 
 
+def resolved(path: Path) -> Path:
+    """Without links.
+
+    Raises:
+        UserError: a link that leads to itself; from Python 3.13 on it stays as it is.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise UserError(f"{path}: a link that leads to itself. Remove it, or give another path.") from None
+
+
 @contextmanager
 def built(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` in the end, or vanishes."""

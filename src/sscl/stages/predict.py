@@ -22,8 +22,9 @@ from sscl.engine.window import Size, sliding_window
 from sscl.ops.pseudo import largest_components
 from sscl.stages.dataset import is_dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads, told_if_memory_ends
-from sscl.stages.folder import STAGE, digest, read_stage, write_stage
+from sscl.stages.folder import STAGE, digest, read_stage, resolved, write_stage
 from sscl.stages.model import CARD, Model, Select, load_model
+from sscl.stages.request import refuse_long_names
 from sscl.volumes.files import read_image, write_label
 from sscl.volumes.geometry import from_ras, to_ras
 
@@ -191,7 +192,7 @@ def _scans(inputs: Sequence[Path], split: str, plan: Plan) -> dict[str, _Scan]:
     """All scans by case name.
 
     Raises:
-        UserError: two scans that would be written to one file.
+        UserError: two scans that would be written to one file, or a name that no file can have.
     """
     scans: dict[str, _Scan] = {}
     for path in inputs:
@@ -201,6 +202,7 @@ def _scans(inputs: Sequence[Path], split: str, plan: Plan) -> dict[str, _Scan]:
                     f"{scans[case].files[0]} and {scan.files[0]} would both become {case}.nii.gz. Predict them apart."
                 )
             scans[case] = scan
+    refuse_long_names(scans)
     return scans
 
 
@@ -242,11 +244,15 @@ def _known_by(scan: _Scan, plan: Plan) -> list[str]:
 
 
 def _refuse_overwriting(scans: Mapping[str, _Scan], out: Path) -> None:
-    """Output names must not hit inputs."""
+    """Output names must not hit inputs, nor lie in the folder that holds the folders of the scans."""
+    there = resolved(out)
     for scan in scans.values():
         for file in scan.files:
-            if out.resolve() in (file.parent.resolve(), file.resolve().parent):  # a link's own folder, and its target's
+            own, target = file.parent.resolve(), file.resolve().parent  # of a link
+            if there in (own, target):
                 raise UserError(f"{out} is the folder of the scans; predictions would overwrite them. Give another -o.")
+            if there == own.parent:
+                raise UserError(f"{out} holds the scans, in {own.name}, and is left untouched. Give another -o.")
 
 
 def _config(model: Model, options: _Options) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from sscl.stages.assign import announce, digests, relative
 from sscl.stages.cases import CROPPED, crop_cases, image_of, label_of
 from sscl.stages.check import judge, look, masks_folder, to_look_at
 from sscl.stages.dataset import NOTED, open_dataset
-from sscl.stages.folder import STAGE, built, collected_warnings, counted, read_stage, write_stage
+from sscl.stages.folder import STAGE, built, collected_warnings, counted, read_stage, resolved, write_stage
 from sscl.stages.request import Opened, Request, assigned, check_assigned, inputs_read, opened
 from sscl.volumes.volume import Volume
 
@@ -81,7 +81,7 @@ def prepare(
     request = Request(preset, split_file, labelled, unlabelled, development, test, images, labels, settings or {})
     config = request.config(source)
     began = time.monotonic()
-    _refuse_nested(source, out)
+    _refuse_nested(out, source, *(folder for folder in (images, labels) if folder))
     with collected_warnings() as warnings:
         at = opened(source, request)
         split, used = assigned(at)
@@ -257,11 +257,12 @@ def _facts(found: Source, names: Sequence[str], folder: Path) -> dict[str, Any]:
     }
 
 
-def _refuse_nested(source: Path, out: Path) -> None:
-    if out.resolve().is_relative_to(source.resolve()):
-        raise UserError(
-            f"{out}: lies in the source folder {source}, which is left untouched. Choose a folder outside of it."
-        )
+def _refuse_nested(out: Path, *sources: Path) -> None:
+    for source in sources:
+        if resolved(out).is_relative_to(resolved(source)):
+            raise UserError(
+                f"{out}: lies in the source folder {source}, which is left untouched. Choose a folder outside of it."
+            )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file. Choose the name of a new folder.")
 
