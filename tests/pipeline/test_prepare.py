@@ -799,6 +799,7 @@ def test_every_value_can_be_set(tmp_path: Path) -> None:
     refused("setting 'strid'.*Did you mean 'stride'", source, settings={"strid": (1, 1, 1)})
     refused("patch.*divisible by 16", source, settings={"patch": (40, 40, 40)})
     refused("patch.*divisible by 16", source, settings={"patch": 48})
+    refused("window = 275,-125: expected the lower value first", source, settings={"window": (275, -125)})
     refused("plan: spacing_mm = 'abc'", source, settings={"spacing_mm": "abc"})
     refused("plan: memory_gb = 'lots'", source, settings={"memory_gb": "lots"})
     refused("stride.*longer than the patch", source, settings={"patch": (32, 32, 32), "stride": (33, 16, 16)})
