@@ -20,6 +20,7 @@ from pydantic import Field
 import sscl
 from sscl.core.errors import UserError
 from sscl.core.files import Shape, read_sealed, sha256, write_sealed
+from sscl.core.interrupt import unwound
 
 logger = logging.getLogger("sscl")
 T = TypeVar("T")
@@ -66,11 +67,12 @@ def built(out: Path) -> Iterator[Path]:
     folder = out.parent / f".{out.name}.{os.getpid()}.tmp"
     _remove_leftovers(out)
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: another process has made it meanwhile; it was left as it is. Give another -o.")
-        folder.rename(out)
+        with unwound():
+            folder.mkdir(parents=True)
+            yield folder
+            if out.exists() and any(out.iterdir()):
+                raise UserError(f"{out}: another process has made it meanwhile; it was left as it is. Give another -o.")
+            folder.rename(out)
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written: {error.strerror or error}. Check free space and permissions."
