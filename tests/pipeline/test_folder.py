@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +74,20 @@ def test_further_keys_win(tmp_path: Path) -> None:
     stage = json.loads((tmp_path / "stage.json").read_text())
     assert stage.keys() == KEYS | {"more", "own_sha256"}
     assert stage["seconds"] == 7
+
+
+def test_a_process_that_is_ended_leaves_nothing_half_built(tmp_path: Path) -> None:
+    def half() -> None:
+        with built(tmp_path / "out") as folder:
+            (folder / "half").write_text("x")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        half()
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_a_killed_process_left_half_built_is_cleared_away(tmp_path: Path) -> None:

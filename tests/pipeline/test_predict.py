@@ -13,6 +13,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel
 import nrrd
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_set import TEST, Tiny, ball, save_nifti
+from tiny_set import SETTINGS, TEST, Tiny, ball, prepared, save_nifti
 
 from sscl.core.errors import UserError
 from sscl.core.files import read_sealed, sha256, write_sealed
@@ -30,6 +31,7 @@ from sscl.engine.run import read_recipe, recipe_digest, write_recipe
 from sscl.engine.window import sliding_window
 from sscl.stages.model import export, info, load_model
 from sscl.stages.predict import predict
+from sscl.stages.prepare import prepare
 
 Train = Callable[..., Path]
 
@@ -392,11 +394,12 @@ def test_one_bad_scan_does_not_stop_the_others(trained: Path, tiny: Tiny, tmp_pa
     holed[3, 3, 3] = np.nan
     save_nifti(scans / "d.nii.gz", holed)
     save_nifti(scans / "e.nii.gz", np.stack([holed, holed], -1))
+    save_nifti(scans / "b1.nii.gz", ball((16, 16, 16), 3)[0], np.diag([1000.0, 1000, 1000, 1]))
     with pytest.raises(UserError) as caught:
         run_predict(trained, [scans], tmp_path / "out")
     message = str(caught.value)
-    assert message.startswith("3 of 5 scans were not predicted:")
-    assert all(f"\n  {case}: {scans / case}.nii.gz: " in message for case in "bde")
+    assert message.startswith("4 of 6 scans were not predicted:")
+    assert all(f"\n  {case}: {scans / case}.nii.gz: " in message for case in ("b", "b1", "d", "e"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ".lock", "a.nii.gz", "c.nii.gz", "stage.json",
     ]  # fmt: skip
@@ -413,6 +416,11 @@ def test_inputs_that_cannot_be_told_apart_or_would_be_overwritten(trained: Path,
     (tmp_path / "links/a.nii.gz").symlink_to(one)
     refused("is the folder of the scans", trained, [tmp_path / "links"], tmp_path / "links")
     refused("is the folder of the scans", trained, [tmp_path / "links"], scans)
+    refused("holds the scans, in imagesTr, and is left untouched", trained, [tiny.dataset], tiny.source)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    refused("a link that leads to itself", trained, [one], tmp_path / "loop")
+    long = save_nifti(tmp_path / f"long/{'x' * 230}.nii.gz", ball((16, 16, 16), 4)[0])
+    refused("case 'x{230}': the name has 230 bytes.*Rename", trained, [one, long], tmp_path / "out")
     refused("does not exist", trained, [tmp_path / "void"], tmp_path / "out")
     refused("--split 'tset' is unknown. Did you mean 'test'", trained, [tiny.dataset], tmp_path / "out", split="tset")
     refused("list 'development' is empty", trained, [tiny.dataset], tmp_path / "out", split="development")
@@ -435,6 +443,28 @@ def test_scans_of_two_channels_for_a_model_of_one(
     assert list((tmp_path / "out").glob("*.nii.gz")) == []
     run_predict(trained, [tmp_path / "apart"], tmp_path / "out")
     assert "numbers like _0001 are taken for scans, not for channels, of which the model has one" in caplog.text
+
+
+def test_a_data_set_of_other_channels_is_refused(trained: Path, tiny: Tiny, tmp_path: Path) -> None:
+    other = prepared(tiny.source, tmp_path / "other", channels="T2")
+    words = "other: its channels are T2; the model was trained on MRI, in this order.*--set channels=MRI"
+    refused(words, trained, [other], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run_predict(trained, [prepared(tiny.source, tmp_path / "same", channels="mri")], tmp_path / "out")
+
+
+def test_files_without_a_voxel_size_have_that_of_their_data_set(trained: Path, tmp_path: Path) -> None:
+    """Not the model's; and another one is another scan."""
+    for case in (0, 1):
+        for folder, name, array in zip(("images", "labels"), ("image", "label"), ball((24, 20, 16), case), strict=True):
+            (tmp_path / "scans" / folder).mkdir(parents=True, exist_ok=True)
+            with h5py.File(tmp_path / f"scans/{folder}/{case}.h5", "w") as file:
+                file[name] = array
+    for size in (0.5, 2.0):
+        settings = {**SETTINGS, "channels": "MRI", "spacing_if_missing_mm": (size, size, size)}
+        data = prepare(tmp_path / "scans", tmp_path / f"{size}", test="last:1", settings=settings).out
+        (path,) = run_predict(trained, [data], tmp_path / "out")
+        np.testing.assert_allclose(nibabel.load(path).header.get_zooms(), size)
 
 
 def test_two_formats_of_one_name_are_two_scans_for_one_mask(trained: Path, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_an_assumed_voxel_size_is_told(tmp_path: Path, caplog: pytest.LogCapture
         prepare(source, tmp_path / "preset", preset="la-quick")
         prepare(source, tmp_path / "own", preset="la-quick", settings={"spacing_if_missing_mm": (1, 1, 2)})
         prepare(nnunet(tmp_path / "nifti"), tmp_path / "nifti_out", preset="la-quick")
-    told = [record.message for record in caplog.records if "voxel size" in record.message]
+    told = [record.message for record in caplog.records if "no voxel size" in record.message]
     assert told == [
         "mri_norm2.h5 holds no voxel size: taken as 1.25 x 1.25 x 1.25 mm (preset la-quick)",
         "mri_norm2.h5 holds no voxel size: taken as 1 x 1 x 2 mm (--set spacing_if_missing_mm)",
@@ -492,6 +492,14 @@ def test_names_that_contradict_each_other(tmp_path: Path) -> None:
 # Promised masks
 
 
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    put(tmp_path / f"src/images/{'y' * 229}.nii.gz", scan(0))
+    put(tmp_path / f"src/labels/{'y' * 229}.nii.gz", mask(0))
+    prepare(tmp_path / "src", tmp_path / "out")
+    put(tmp_path / f"src/images/{'y' * 230}.nii.gz", scan(1))
+    refused("case 'y{230}': the name has 230 bytes.*Rename its files", tmp_path / "src")
+
+
 def test_num_training_promises_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = nnunet(tmp_path / "src", masks=4, scans=5, numTraining=5)
     refused("numTraining promises 5 masks, 4 are there.*'c4'", source)
@@ -698,6 +706,14 @@ def test_scans_that_hold_nothing(tmp_path: Path) -> None:
     assert ["outlier" in warning for warning in result.warnings] == [True]
 
 
+@pytest.mark.parametrize("settings", [{}, {"spacing_mm": (0.001, 0.001, 0.001)}])
+def test_scans_that_memory_cannot_hold(tmp_path: Path, settings: dict[str, Any]) -> None:
+    source = nnunet(tmp_path / "src")
+    for path in ("imagesTr/c3_0000", "labelsTr/c3"):
+        put(source / f"{path}.nii.gz", scan(3) if "images" in path else mask(3), np.diag([1000.0, 1000, 1000, 1]))
+    refused(rf"{'c0' if settings else 'c3'}_0000.nii.gz: resampled from .*GB of memory", source, settings=settings)
+
+
 def test_one_file_in_two_lists_is_a_leak(tmp_path: Path) -> None:
     source = nnunet(tmp_path / "src", masks=6)
     shutil.copy(source / "imagesTr/c5_0000.nii.gz", source / "imagesTr/c1_0000.nii.gz")
@@ -775,6 +791,28 @@ def test_that_a_mirror_exchanges_classes_is_told(tmp_path: Path, caplog: pytest.
     assert "exchanges classes whose names tell sides apart (left, right)" in told
 
 
+def test_a_window_that_is_made_for_other_intensities_is_told(tmp_path: Path) -> None:
+    """In Hounsfield units, on scans whose intensities go to 1000."""
+    preset = {"preset": "pancreas", "settings": {"spacing_mm": (1, 1, 1), "patch": (16, 16, 16)}}
+    (told,) = prepare(nnunet(tmp_path / "src"), tmp_path / "out", **preset).warnings
+    assert re.match(r"the window from -125 to 275 clips 7\d % of the voxels in the labelled organs.*\(MRI\)", told)
+    other = nnunet(tmp_path / "other")
+    for file in (other / "imagesTr").iterdir():
+        put(file, np.asarray(nibabel.load(file).dataobj) // 3 - 100)
+    assert prepare(other, tmp_path / "fits", **preset).warnings == ()
+
+
+def test_a_class_that_resampling_leaves_nothing_of_is_told(tmp_path: Path) -> None:
+    source = nnunet(tmp_path / "src", classes=2)
+    small = mask(3)
+    small[8, 4:6, 4] = 2
+    for path, array in (("imagesTr/c3_0000", scan(3)), ("labelsTr/c3", small)):
+        put(source / f"{path}.nii.gz", array, np.diag([0.3, 0.3, 0.3, 1]))
+    (told,) = (text for text in prepare(source, tmp_path / "out").warnings if "too small" in text)
+    assert re.search(r"c3.nii.gz: class 'organ2' .* its 2 voxels of 0.3x0.3x0.3 mm become 0 of 1x1x1 mm", told)
+    assert set(np.unique(stored(tmp_path / "out")["c3.label"])) == {0, 1}
+
+
 def test_every_value_can_be_set(tmp_path: Path) -> None:
     source = nnunet(tmp_path / "src")
     settings = {"patch": (32, 16, 16), "window": (0, 500), "spacing_mm": (1, 1, 2), "flip": False, "memory_gb": 1}
@@ -794,6 +832,7 @@ def test_every_value_can_be_set(tmp_path: Path) -> None:
     refused("setting 'strid'.*Did you mean 'stride'", source, settings={"strid": (1, 1, 1)})
     refused("patch.*divisible by 16", source, settings={"patch": (40, 40, 40)})
     refused("patch.*divisible by 16", source, settings={"patch": 48})
+    refused("window = 275,-125: expected the lower value first", source, settings={"window": (275, -125)})
     refused("plan: spacing_mm = 'abc'", source, settings={"spacing_mm": "abc"})
     refused("plan: labels.*a name of its own", source, settings={"labels": ("background", "a", "a")})
     refused("plan: labels.*the background first", source, settings={"labels": ("a", "background")})
@@ -845,6 +884,13 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
     source = nnunet(tmp_path / "src")
     with pytest.raises(UserError, match="lies in the source folder"):
         prepare(source, source / "out")
+    folders = {"images": source / "imagesTr", "labels": source / "labelsTr"}
+    with pytest.raises(UserError, match=r"lies in the source folder .*labelsTr"):
+        prepare(tmp_path / "void", source / "labelsTr/out", **folders)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for scans, out in ((tmp_path / "loop", tmp_path / "out"), (source, tmp_path / "loop/out")):
+        with pytest.raises(UserError, match=r"loop.*: a link that leads to itself"):
+            prepare(scans, out)
     (tmp_path / "mine").mkdir()
     prepare(source, tmp_path / "mine")  # an empty folder may be there
     (tmp_path / "full").mkdir()
@@ -853,6 +899,7 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
         prepare(source, tmp_path / "full")
     with pytest.raises(UserError, match="is a file"):
         prepare(source, tmp_path / "full/thesis.txt")
+    refused("mine: is a prepared data set. Train on it", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
 

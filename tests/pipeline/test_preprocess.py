@@ -133,6 +133,20 @@ def test_an_image_of_one_value_is_refused(value: float, scaling: str) -> None:
         preprocess(scan, plan((1, 1, 1), intensity={"scaling": scaling}))
 
 
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (1000.0, "from 1000x1000x1000 mm to the plan's 1x1x1 mm it has 8000x7000x6000 voxels, which take 2688.0 GB"),
+        (0.001, "from 0.001x0.001x0.001 mm to the plan's 1x1x1 mm it has 1x1x1 voxels"),
+    ],
+)
+def test_metres_or_micrometres_taken_for_millimetres_are_refused(size: float, words: str) -> None:
+    array = np.random.default_rng(0).integers(0, 2, (8, 7, 6)).astype(np.float32)
+    for way in (preprocess, resampled, resample_label):
+        with pytest.raises(UserError, match=rf"{words}.*Is its voxel size in the right unit\?"):
+            way(volume(array, (size, size, size)), plan((1, 1, 1)))
+
+
 @pytest.mark.parametrize("target", [(0.7, 0.9, 1.1), (1.9, 1.9, 1.9), (1.0, 1.2, 3.1), SPACING])
 def test_a_resampled_scan_says_where_it_lies(target: tuple[float, float, float]) -> None:
     """The blob's centre by the new affine is where the old one has it, and its values are not normalised."""

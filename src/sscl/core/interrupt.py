@@ -14,6 +14,24 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.number = number
 
 
+@contextmanager
+def unwound() -> Iterator[None]:
+    """SIGTERM ends the program by way of what it has to clean up, as Ctrl-C does."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread: whoever called us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 _ever: list[int] = []
 
 

@@ -24,9 +24,15 @@ def refuse_beyond_memory(needed_bytes: int, path: Path) -> None:
     Raises:
         UserError: this machine has less.
     """
-    there = main_memory_bytes()
-    if there is not None and needed_bytes > there:
+    if lack := lacking_memory(needed_bytes):
         raise UserError(
-            f"{path}: too large: reading it takes {needed_bytes / 1e9:.1f} GB of memory, this machine has "
-            f"{there / 1e9:.1f} GB. If its size is right, crop it, or use a larger machine."
+            f"{path}: too large: reading it takes {lack}. If its size is right, crop it, or use a larger machine."
         )
+
+
+def lacking_memory(needed_bytes: int) -> str | None:
+    """How much memory something takes and how much there is, if it does not fit."""
+    there = main_memory_bytes()
+    if there is None or needed_bytes <= there:
+        return None
+    return f"{needed_bytes / 1e9:.1f} GB of memory, this machine has {there / 1e9:.1f} GB"

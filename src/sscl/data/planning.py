@@ -158,7 +158,10 @@ def _check_kinds(fields: Mapping[str, Any]) -> None:
         raise UserError(f"plan: memory_gb = {memory_gb!r}: expected a number above 0, for instance 8.")
     whole = {"channels": ("a",), "labels": ("a", "b"), "spacing_mm": (1, 1, 1), "stride": (1, 1, 1)}
     alone = {key: value for key, value in fields.items() if key not in ("memory_gb", "patch")}
-    Plan.read({**whole, "patch": (MULTIPLE,) * 3, **alone}, "plan")
+    window = Plan.read({**whole, "patch": (MULTIPLE,) * 3, **alone}, "plan").intensity.window
+    if window and not window[0] < window[1]:
+        low, high = window
+        raise UserError(f"plan: window = {low:g},{high:g}: expected the lower value first, for instance -125,275.")
 
 
 def _patch(patch: Any) -> tuple[int, int, int]:

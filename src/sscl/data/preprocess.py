@@ -1,5 +1,6 @@
 """From a scan to network input and from probabilities back to its grid: one code for training and prediction."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sscl.core.errors import UserError
+from sscl.core.memory import lacking_memory
 from sscl.core.plan import IGNORE, Intensity, Plan
 from sscl.volumes.volume import Volume
 
@@ -19,6 +21,9 @@ def preprocess(volume: Volume, plan: Plan) -> NDArray[np.float32]:
 
     Linear interpolation, after a Gaussian of (factor - 1) / 2 voxels along axes that lose resolution, so that fine
     structure does not alias into coarse.
+
+    Raises:
+        UserError: nothing to normalise, or voxels of a size that leaves one or more than memory holds.
     """
     return np.stack([_normalise(_resample(channel, volume, plan), plan.intensity) for channel in volume.array])
 
@@ -30,7 +35,7 @@ def resample_label(label: Volume, plan: Plan) -> NDArray[np.int8]:
     nearest-neighbour interpolation, and no class number appears that lies between two others.
     """
     values = label.array[0]
-    size = target_size(label.shape, label.spacing_mm, plan.spacing_mm)
+    size = _size(label, plan)
     if size == label.shape and _same(label.spacing_mm, plan.spacing_mm):
         classes = values.astype(np.int8)
         return np.where(values == plan.ignore_label, np.int8(IGNORE), classes)
@@ -81,13 +86,29 @@ def target_size(shape: Size, spacing_mm: Iterable[float], target_mm: Iterable[fl
     return x, y, z
 
 
+def _size(volume: Volume, plan: Plan) -> Size:
+    """On the plan's grid; metres taken for millimetres are refused, before memory is taken for them."""
+    size = target_size(volume.shape, volume.spacing_mm, plan.spacing_mm)
+    lack = lacking_memory(8 * len(volume.array) * math.prod(size))  # float32, and a copy
+    if lack or math.prod(size) == 1:
+        old, new, shape = (
+            "x".join(f"{value:g}" for value in row) for row in (volume.spacing_mm, plan.spacing_mm, size)
+        )
+        raise UserError(
+            f"resampled from {old} mm to the plan's {new} mm it has {shape} voxels"
+            + (f", which take {lack}. " if lack else ". ")
+            + "Is its voxel size in the right unit? The plan's is set by --set spacing_mm=X,Y,Z."
+        )
+    return size
+
+
 def _resample(channel: NDArray[np.float32], volume: Volume, plan: Plan) -> NDArray[np.float32]:
     channel = channel.astype(np.float32)
     if _same(volume.spacing_mm, plan.spacing_mm):
         return channel
+    size = _size(volume, plan)
     factor = np.divide(plan.spacing_mm, volume.spacing_mm)
     smooth = ndimage.gaussian_filter(channel, np.maximum(0, (factor - 1) / 2), mode="nearest")
-    size = target_size(volume.shape, volume.spacing_mm, plan.spacing_mm)
     resampled: NDArray[np.float32] = ndimage.affine_transform(smooth, **_mapping(volume, size, plan))
     return resampled
 

@@ -77,7 +77,10 @@ def crop_cases(folder: Path, found: Source, split: Split, plan: Plan, crop: Mask
     for case in (case for listed in split.lists().values() for case in listed):
         scan = image_of(found, case, plan.spacing_if_missing_mm)
         pair = pair_of(found, case, scan, plan.spacing_if_missing_mm)
-        image = resampled(scan, plan)
+        try:
+            image = resampled(scan, plan)
+        except UserError as error:
+            raise UserError(f"{found.cases[case].images[0]}: {error}") from None
         classes = resample_label(pair.label, plan).astype(np.int16)
         classes[classes == IGNORE] = plan.ignore_label or 0
         try:

@@ -20,6 +20,7 @@ from pydantic import Field
 import sscl
 from sscl.core.errors import UserError
 from sscl.core.files import Shape, read_sealed, sha256, write_sealed
+from sscl.core.interrupt import unwound
 from sscl.volumes.files import is_volume
 
 logger = logging.getLogger("sscl")
@@ -50,17 +51,30 @@ class Stage(Shape):
     recipe: str | None = None
 
 
+def resolved(path: Path) -> Path:
+    """Without links.
+
+    Raises:
+        UserError: a link that leads to itself; from Python 3.13 on it stays as it is.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise UserError(f"{path}: a link that leads to itself. Remove it, or give another path.") from None
+
+
 @contextmanager
 def built(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` in the end, or vanishes."""
     folder = out.parent / f".{out.name}.{os.getpid()}.tmp"
     _remove_leftovers(out)
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: another process has made it meanwhile; it was left as it is. Give another -o.")
-        folder.rename(out)
+        with unwound():
+            folder.mkdir(parents=True)
+            yield folder
+            if out.exists() and any(out.iterdir()):
+                raise UserError(f"{out}: another process has made it meanwhile; it was left as it is. Give another -o.")
+            folder.rename(out)
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written: {error.strerror or error}. Check free space and permissions."

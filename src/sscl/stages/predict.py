@@ -13,7 +13,7 @@ import torch
 
 from sscl.core.errors import UserError, unknown
 from sscl.core.files import sha256, write_atomic
-from sscl.core.plan import Plan
+from sscl.core.plan import Plan, Spacing
 from sscl.data.check import check_image
 from sscl.data.layouts import scans_in
 from sscl.data.preprocess import on_grid, preprocess, restore
@@ -22,14 +22,21 @@ from sscl.engine.window import Size, sliding_window
 from sscl.ops.pseudo import largest_components
 from sscl.stages.dataset import is_dataset, open_dataset
 from sscl.stages.device import peak_memory_bytes, pick_device, pick_precision, set_threads, told_if_memory_ends
-from sscl.stages.folder import STAGE, digest, read_stage, write_stage
+from sscl.stages.folder import STAGE, digest, read_stage, resolved, write_stage
 from sscl.stages.model import CARD, Model, Select, load_model
+from sscl.stages.request import refuse_long_names
 from sscl.volumes.files import read_image, write_label
 from sscl.volumes.geometry import from_ras, to_ras
 
 log = logging.getLogger("sscl")
 
-Scans = Mapping[str, Sequence[Path]]
+
+@dataclass(frozen=True)
+class _Scan:
+    """Its files, and the voxel size that they have if they hold none."""
+
+    files: Sequence[Path]
+    spacing_if_missing_mm: Spacing | None
 
 
 @dataclass(frozen=True)
@@ -101,21 +108,21 @@ def predict(
     with only_writer(out) as require_ours:
         done = _done(out, config, list(plan.labels))
         _write_stage(out, config, options, done, began)  # the folder is known as ours before its first mask
-        for number, (case, paths) in enumerate(scans.items(), start=1):
+        for number, (case, scan) in enumerate(scans.items(), start=1):
             require_ours()
             try:
-                scan = [digest(path) for path in paths]
-                if _is_done(done.get(case), scan, case, out, probabilities):
+                known = _known_by(scan, plan)
+                if _is_done(done.get(case), known, case, out, probabilities):
                     log.info("%d/%d %s: done before", number, len(scans), case)
                     continue
                 on_case(case, number, len(scans))
                 _forget(done.pop(case, None), case, out)
-                _predict_case(loaded, case, paths, out, options)
+                _predict_case(loaded, case, scan, out, options)
             except UserError as error:
                 failures.append(f"{case}: {error}")
                 continue
             done[case] = _Done(
-                scan, sha256(out / f"{case}.nii.gz"), sha256(out / f"{case}.npz") if probabilities else None
+                known, sha256(out / f"{case}.nii.gz"), sha256(out / f"{case}.npz") if probabilities else None
             )
             _write_stage(out, config, options, done, began)
         _write_stage(out, config, options, done, began)
@@ -137,15 +144,18 @@ def default_inputs(model: Path) -> list[Path]:
     raise UserError("predict needs scans: sscl predict MODEL SCANS... -o MASKS.")
 
 
-def _predict_case(model: Model, case: str, paths: Sequence[Path], out: Path, options: _Options) -> None:
+def _predict_case(model: Model, case: str, files: _Scan, out: Path, options: _Options) -> None:
     plan, place = options.plan, options.place
-    scan = read_image(list(paths), len(plan.channels), plan.spacing_if_missing_mm)
+    scan = read_image(files.files, len(plan.channels), files.spacing_if_missing_mm)
     ras = to_ras(scan)
-    for finding in check_image(ras, str(paths[0])):
+    for finding in check_image(ras, str(files.files[0])):
         if finding.fatal:
             raise UserError(finding.message)
         log.warning(finding.message)
-    image = torch.from_numpy(preprocess(ras, plan))
+    try:
+        image = torch.from_numpy(preprocess(ras, plan))
+    except UserError as error:
+        raise UserError(f"{files.files[0]}: {error}") from None
     with (
         told_if_memory_ends("Try --batch 1, or --device cpu."),
         torch.autocast(place.type, torch.bfloat16, enabled=options.precision == "bf16"),
@@ -178,22 +188,28 @@ def _with_options(plan: Plan, stride: Size | None, weighting: str | None) -> Pla
     return plan
 
 
-def _scans(inputs: Sequence[Path], split: str, plan: Plan) -> dict[str, Sequence[Path]]:
+def _scans(inputs: Sequence[Path], split: str, plan: Plan) -> dict[str, _Scan]:
     """All scans by case name.
 
     Raises:
-        UserError: two scans that would be written to one file.
+        UserError: two scans that would be written to one file, or a name that no file can have.
     """
-    scans: dict[str, Sequence[Path]] = {}
+    scans: dict[str, _Scan] = {}
     for path in inputs:
-        for case, files in _found(path, split, plan).items():
+        for case, scan in _found(path, split, plan).items():
             if case in scans:
-                raise UserError(f"{scans[case][0]} and {files[0]} would both become {case}.nii.gz. Predict them apart.")
-            scans[case] = files
+                raise UserError(
+                    f"{scans[case].files[0]} and {scan.files[0]} would both become {case}.nii.gz. Predict them apart."
+                )
+            scans[case] = scan
+    refuse_long_names(scans)
     return scans
 
 
-def _found(path: Path, split: str, plan: Plan) -> Scans:
+def _found(path: Path, split: str, plan: Plan) -> dict[str, _Scan]:
+    """The scans of one input. A data set says what its channels are, and how large the voxels of files without a size
+    are; of other scans both are taken to be as those that the model was trained on.
+    """
     if not is_dataset(path):
         if plan.intensity.scaling == "none":
             log.warning(
@@ -201,22 +217,42 @@ def _found(path: Path, split: str, plan: Plan) -> Scans:
                 "were (preset la-literature: z-scores of the whole scan).",
                 path,
             )
-        return scans_in(path, len(plan.channels))
+        found = scans_in(path, len(plan.channels))
+        return {case: _Scan(files, plan.spacing_if_missing_mm) for case, files in found.items()}
     data = open_dataset(path, with_store=False)
     lists = data.split.lists()
     if split not in lists:
         raise unknown("--split", split, lists)
     if not lists[split]:
         raise UserError(f"{path}: its list '{split}' is empty. Choose another --split.")
-    return {case: data.image_paths(case) for case in lists[split]}
+    _refuse_other_channels(path, data.plan.channels, plan.channels)
+    return {case: _Scan(data.image_paths(case), data.plan.spacing_if_missing_mm) for case in lists[split]}
 
 
-def _refuse_overwriting(scans: Scans, out: Path) -> None:
-    """Output names must not hit inputs."""
-    for files in scans.values():
-        for file in files:
-            if out.resolve() in (file.parent.resolve(), file.resolve().parent):  # a link's own folder, and its target's
+def _refuse_other_channels(dataset: Path, channels: Sequence[str], expected: Sequence[str]) -> None:
+    if [name.strip().casefold() for name in channels] != [name.strip().casefold() for name in expected]:
+        raise UserError(
+            f"{dataset}: its channels are {', '.join(channels)}; the model was trained on {', '.join(expected)}, in "
+            f"this order. If only their names differ, prepare the data set with --set channels={','.join(expected)}."
+        )
+
+
+def _known_by(scan: _Scan, plan: Plan) -> list[str]:
+    """Digests of the files, and the voxel size that is taken for them, if it is not the model's own."""
+    other = [] if scan.spacing_if_missing_mm == plan.spacing_if_missing_mm else [str(scan.spacing_if_missing_mm)]
+    return [*map(digest, scan.files), *other]
+
+
+def _refuse_overwriting(scans: Mapping[str, _Scan], out: Path) -> None:
+    """Output names must not hit inputs, nor lie in the folder that holds the folders of the scans."""
+    there = resolved(out)
+    for scan in scans.values():
+        for file in scan.files:
+            own, target = file.parent.resolve(), file.resolve().parent  # of a link
+            if there in (own, target):
                 raise UserError(f"{out} is the folder of the scans; predictions would overwrite them. Give another -o.")
+            if there == own.parent:
+                raise UserError(f"{out} holds the scans, in {own.name}, and is left untouched. Give another -o.")
 
 
 def _config(model: Model, options: _Options) -> dict[str, Any]:

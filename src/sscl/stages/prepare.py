@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sscl.core.errors import UserError, refuse
 from sscl.core.files import write_json
 from sscl.core.memory import main_memory_bytes
@@ -23,10 +26,16 @@ from sscl.stages.assign import announce, digests, relative
 from sscl.stages.cases import CROPPED, crop_cases, image_of, label_of
 from sscl.stages.check import judge, look, masks_folder, to_look_at
 from sscl.stages.dataset import NOTED, open_dataset
-from sscl.stages.folder import STAGE, built, collected_warnings, counted, read_stage, write_stage
+from sscl.stages.folder import STAGE, built, collected_warnings, counted, read_stage, resolved, write_stage
 from sscl.stages.request import Opened, Request, assigned, check_assigned, inputs_read, opened
+from sscl.volumes.volume import Volume
 
 logger = logging.getLogger("sscl")
+
+CLIPPED = 0.25
+"""So much of the organs outside of the window is worth a warning; a planned window leaves out a hundredth."""
+KEPT = 0.1
+"""So little of a class's volume after resampling is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ def prepare(
     request = Request(preset, split_file, labelled, unlabelled, development, test, images, labels, settings or {})
     config = request.config(source)
     began = time.monotonic()
-    _refuse_nested(source, out)
+    _refuse_nested(out, source, *(folder for folder in (images, labels) if folder))
     with collected_warnings() as warnings:
         at = opened(source, request)
         split, used = assigned(at)
@@ -140,6 +149,7 @@ def _plan(
     plan = make_plan(found.channels, names, found.ignore_label, cases, rest, memory_gb)
     logger.info("plan: spacing %s mm, patch %s, stride %s", *map(_by, (plan.spacing_mm, plan.patch, plan.stride)))
     _tell_mirrored(plan)
+    _tell_clipped(plan, cases)
     return plan, names
 
 
@@ -158,6 +168,33 @@ def _tell_mirrored(plan: Plan) -> None:
         logger.info("plan: crops are not turned, and %s, because that would exchange classes, by their names", along)
 
 
+def _tell_clipped(plan: Plan, cases: Sequence[Fingerprint]) -> None:
+    """A window that is made for other intensities, as one in Hounsfield units is for MR."""
+    inside = np.concatenate([case.foreground for case in cases])
+    if plan.intensity.window is None or not inside.size:
+        return
+    low, high = plan.intensity.window
+    if (share := np.mean((inside < low) | (inside > high))) > CLIPPED:
+        logger.warning(
+            "the window from %g to %g clips %.0f %% of the voxels in the labelled organs, and their contrast is lost. "
+            "Is it made for such scans (%s)? Set another, --set window=LOW,HIGH, or leave the preset out.",
+            low, high, 100 * share, ", ".join(plan.channels),
+        )  # fmt: skip
+
+
+def _tell_lost(where: Path | None, mask: Volume, label: NDArray[np.int8], plan: Plan) -> None:
+    """Classes of the mask that resampling leaves nothing of, or nearly so."""
+    voxels = np.prod(np.divide(plan.spacing_mm, mask.spacing_mm))  # of the mask, in one of the plan's
+    for value, name in enumerate(plan.labels[1:], start=1):
+        before, after = int((mask.array == value).sum()), int((label == value).sum())
+        if after * voxels < KEPT * before:
+            logger.warning(
+                "%s: class '%s' is too small for the plan's voxel size: its %d voxels of %s mm become %d of %s mm, and "
+                "the case is trained on as if it were not there. Set a smaller one, --set spacing_mm=X,Y,Z.",
+                where, name, before, _by(mask.spacing_mm), after, _by(plan.spacing_mm),
+            )  # fmt: skip
+
+
 def _fill(store: Path, found: Source, split: Split, plan: Plan) -> None:
     """Preprocess and write the labelled and unlabelled cases. The masks of the latter stay closed."""
     store.mkdir()
@@ -165,10 +202,12 @@ def _fill(store: Path, found: Source, split: Split, plan: Plan) -> None:
     written: dict[str, str] = {}
     for case in counted((*split.labelled, *split.unlabelled), "stored"):
         where = str(found.cases[case].images[0])
-        image, label = image_of(found, case, plan.spacing_if_missing_mm), None
-        if case in labelled:
-            label = resample_label(label_of(found, case, image, plan.spacing_if_missing_mm), plan)
+        image = image_of(found, case, plan.spacing_if_missing_mm)
+        mask = label_of(found, case, image, plan.spacing_if_missing_mm) if case in labelled else None
         try:
+            label = resample_label(mask, plan) if mask else None
+            if mask and label is not None:
+                _tell_lost(found.cases[case].label, mask, label, plan)
             written |= write_case(store, case, preprocess(image, plan), label)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
@@ -218,11 +257,12 @@ def _facts(found: Source, names: Sequence[str], folder: Path) -> dict[str, Any]:
     }
 
 
-def _refuse_nested(source: Path, out: Path) -> None:
-    if out.resolve().is_relative_to(source.resolve()):
-        raise UserError(
-            f"{out}: lies in the source folder {source}, which is left untouched. Choose a folder outside of it."
-        )
+def _refuse_nested(out: Path, *sources: Path) -> None:
+    for source in sources:
+        if resolved(out).is_relative_to(resolved(source)):
+            raise UserError(
+                f"{out}: lies in the source folder {source}, which is left untouched. Choose a folder outside of it."
+            )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file. Choose the name of a new folder.")
 

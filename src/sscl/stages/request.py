@@ -1,11 +1,13 @@
 """What a user asks of a folder of scans, and the folder as that makes it: the beginning of `check` and `prepare`."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sscl.core.errors import UserError, refuse
 from sscl.core.plan import Spacing
 from sscl.data.layouts import discover
 from sscl.data.planning import read_settings
@@ -17,8 +19,13 @@ from sscl.data.source import Source
 from sscl.data.split import Split
 from sscl.stages.assign import choose
 from sscl.stages.cases import require_masks_to_crop
+from sscl.stages.dataset import is_dataset
+from sscl.stages.folder import resolved
 
 logger = logging.getLogger("sscl")
+
+LONGEST = 255 - len("._0000.nii.gz.12345678.tmp")
+"""Bytes of a case's name: what file systems take, less the most that is added to it while a file is written."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Request:
     def config(self, source: Path) -> dict[str, Any]:
         """As `stage.json` keeps it."""
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        return {"source": str(source.resolve()), **plain}
+        return {"source": str(resolved(source)), **plain}
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,11 @@ class Opened:
 
 def opened(source: Path, request: Request) -> Opened:
     """Raises UserError for a folder that is no data set, and settings that cannot be."""
+    if is_dataset(source):
+        raise UserError(
+            f"{source}: is a prepared data set. Train on it, sscl train {source} -o RUN, or name the folder of scans "
+            "that it was made from."
+        )
     fields = read_settings(request.settings)
     known = find_preset(request.preset) if request.preset else None
     fixed = _merged(known.plan if known else {}, fields)
@@ -87,14 +99,25 @@ def assigned(at: Opened) -> tuple[Split, Path | None]:
 
 
 def check_assigned(at: Opened, split: Split) -> None:
-    """Raises UserError for a mask that is promised and not there."""
+    """Raises UserError for a mask that is promised and not there, and names that no file can have."""
     request = at.request
+    refuse_long_names(case for cases in split.lists().values() for case in cases)
     check_promises(at.found, explicit=request.split_file is not None or request.labelled is not None)
     require_masks(at.found, split)
     if at.crops:
         require_masks_to_crop(at.found, split, request.preset or "")
     if at.preset and (message := leak(split, at.preset.duplicates)):
         logger.warning(message)
+
+
+def refuse_long_names(cases: Iterable[str]) -> None:
+    """Raises UserError for cases after which no file can be called."""
+    refuse(
+        f"case '{case}': the name has {len(os.fsencode(case))} bytes, and with more than {LONGEST} the files that are "
+        "called after it cannot be written. Rename its files."
+        for case in cases
+        if len(os.fsencode(case)) > LONGEST
+    )
 
 
 def inputs_read(at: Opened, split: Split) -> tuple[Sequence[str], Sequence[str]]:

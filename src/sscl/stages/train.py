@@ -85,6 +85,10 @@ def train(
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
     _check_numbers(iterations=(iterations, 1), validation=(validation, 0), seed=(seed, 0), workers=(workers, 0))
+    if seed >= 2**63:  # torch takes no larger one
+        raise UserError(f"--seed {seed}: expected a number under 2 to the power of 63.")
+    if not checkpoint_minutes >= 0:
+        raise UserError(f"--checkpoint-minutes {checkpoint_minutes:g}: expected 0 or more; 0: after each iteration.")
     began = time.monotonic()
     data, place = open_dataset(dataset), pick_device(device)
     count = set_threads(threads)
