@@ -794,7 +794,7 @@ def test_that_a_mirror_exchanges_classes_is_told(tmp_path: Path, caplog: pytest.
 def test_a_window_that_is_made_for_other_intensities_is_told(tmp_path: Path) -> None:
     """In Hounsfield units, on scans whose intensities go to 1000."""
     preset = {"preset": "pancreas", "settings": {"spacing_mm": (1, 1, 1), "patch": (16, 16, 16)}}
-    (told,) = prepare(nnunet(tmp_path / "src"), tmp_path / "out", **preset).warnings
+    _, told = prepare(nnunet(tmp_path / "src"), tmp_path / "out", **preset).warnings  # the first: by the channel's name
     assert re.match(r"the window from -125 to 275 clips 7\d % of the voxels in the labelled organs.*\(MRI\)", told)
     other = nnunet(tmp_path / "other")
     for file in (other / "imagesTr").iterdir():
