@@ -11,7 +11,7 @@ from sscl.core.files import read_text
 from sscl.engine.run import FREE, METRICS, RECIPE, Recipe, read_recipe, recipe_digest
 from sscl.report import tables
 from sscl.stages.dataset import DATASET, read_noted, read_own_mask
-from sscl.stages.folder import STAGE, digest, read_stage, require_files
+from sscl.stages.folder import STAGE, digest, read_stage, require_files, resolved
 from sscl.volumes.files import case_stem, is_volume, read_image, read_label
 from sscl.volumes.geometry import same_grid, to_ras
 from sscl.volumes.volume import Volume
@@ -57,7 +57,7 @@ def short_names(runs: Sequence[Path]) -> dict[Path, str]:
     Raises:
         UserError: no folder, or one of them twice.
     """
-    paths = [path.resolve() for path in runs]
+    paths = [resolved(path) for path in runs]
     if not paths or len(set(paths)) < len(paths):
         raise UserError("give one or more run folders, each of them once.")
     depth = 1
