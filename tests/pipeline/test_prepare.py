@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sscl.core.errors import UserError
 from sscl.data.layouts import scans_in
-from sscl.data.planning import Fingerprint, make_plan, mirrored_classes, plan_patch
+from sscl.data.planning import Fingerprint, make_plan, plan_patch
 from sscl.data.presets import PRESETS
 from sscl.data.split import read_lists, split_from_lists, split_from_options
 from sscl.stages.dataset import open_dataset
@@ -761,34 +761,31 @@ def test_plan_from_labelled_cases() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "axes"),
+    ("classes", "sides"),
     [
-        (["Anterior", "Posterior"], ("y",)),
-        (["left_kidney", "right_kidney", "spleen"], ("x",)),
-        (["RightLung", "LeftLung"], ("x",)),
-        (["hippocampus-L", "hippocampus-R"], ("x",)),
-        (["L ant", "L post", "R ant", "R post"], ("x", "y")),
-        (["left_atrium"], ()),
-        (["left atrium", "right ventricle"], ()),
-        (["kidney 1", "kidney 2"], ()),
+        (["left_kidney", "right_kidney", "spleen"], True),
+        (["RightLung", "LeftLung"], True),
+        (["hippocampus-L", "hippocampus-R"], True),
+        (["kidney_left"], False),
+        (["left atrium", "right ventricle"], False),
+        (["kidney 1", "kidney 2"], False),
+        (["Anterior", "Posterior"], False),
     ],
 )
-def test_classes_that_a_mirror_exchanges_are_known_by_their_names(classes: list[str], axes: tuple[str, ...]) -> None:
-    assert mirrored_classes(["background", *classes]) == axes
+def test_where_names_tell_left_from_right_crops_are_not_mirrored_so(classes: list[str], sides: bool) -> None:
     plan = make_plan(["MRI"], ["background", *classes], None, [case((30, 30, 20), (1, 1, 2))], {}, 10)
-    assert plan.rotate == (not axes)
-    assert plan.flip == {(): True, ("x",): "y", ("y",): "x", ("x", "y"): False}[axes]
+    assert (plan.rotate, plan.flip) == ((False, "y") if sides else (True, True))
     fixed = make_plan(["MRI"], plan.labels, None, [case((30, 30, 20), (1, 1, 2))], {"flip": True, "rotate": True}, 10)
     assert (fixed.flip, fixed.rotate) == (True, True)
 
 
-def test_that_a_mirror_exchanges_classes_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_that_a_mirror_exchanges_left_and_right_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = nnunet(tmp_path / "src", classes=2, labels={"background": 0, "left": 1, "right": 2})
     with caplog.at_level("INFO", "sscl"):
         assert prepare(source, tmp_path / "out").warnings == ()
-    assert "mirrored along y only, because that would exchange classes" in caplog.text
+    assert "not mirrored along x: class names tell left from right" in caplog.text
     (told,) = prepare(source, tmp_path / "both", settings={"flip": True}).warnings
-    assert "exchanges classes whose names tell sides apart (left, right)" in told
+    assert "exchanges left and right, and class names tell them apart (left, right)" in told
 
 
 def test_a_window_that_is_made_for_other_intensities_is_told(tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ from sscl.volumes.volume import Volume
 
 MULTIPLE = 16
 """Four halvings in the networks."""
-SIDES = {"x": (("left", "right"), ("l", "r")), "y": (("anterior", "posterior"), ("ant", "post"))}
-"""Words of class names that a mirror image along this axis exchanges. z is never mirrored."""
 LARGEST = 128
 """No axis of a patch is planned longer."""
 BYTES_PER_VOXEL = 10_000
@@ -63,7 +61,7 @@ def make_plan(
     - patch: see `plan_patch`; stride: half the patch;
     - a third of the labelled crops is centred on an organ (nnU-Net's share), because most crops of a large scan show
       none. Presets state their own share;
-    - no turns, and no mirror images that would exchange two classes (docs/decisions/0012): see `mirrored_classes`.
+    - where classes tell left from right, no turns, and mirror images along y only (docs/decisions/0012).
 
     Raises:
         UserError: a value of `fixed` that cannot be used.
@@ -80,9 +78,9 @@ def make_plan(
         sizes = [np.multiply(case.shape, case.spacing_mm) / values["spacing_mm"] for case in cases]
         values["patch"] = plan_patch(_median(sizes), values["spacing_mm"], memory_gb)
     values.setdefault("foreground_share", 1 / 3)
-    if exchanged := mirrored_classes(labels):
+    if tells_left_from_right(labels):
         values.setdefault("rotate", False)
-        values.setdefault("flip", False if len(exchanged) == 2 else "y" if exchanged == ("x",) else "x")
+        values.setdefault("flip", "y")
     x, y, z = _patch(values["patch"])
     values.setdefault("stride", (x // 2, y // 2, z // 2))
     plan = Plan.read(values, "plan")
@@ -115,17 +113,17 @@ def plan_patch(shape: Sequence[float], spacing_mm: Sequence[float], memory_gb: f
     return patch[0], patch[1], patch[2]
 
 
-def mirrored_classes(labels: Sequence[str]) -> tuple[str, ...]:
-    """Along which of x and y a mirror image exchanges two classes, going by their names: x for "left kidney" and "right
-    kidney", "hippocampus_L" and "hippocampus_R"; y for "anterior" and "posterior".
+def tells_left_from_right(labels: Sequence[str]) -> bool:
+    """Whether the names of two classes differ in their side alone: "left kidney" and "right kidney", "lung_L" and
+    "lung_R".
     """
     names = [tuple(re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())) for name in labels]
-    return tuple(axis for axis, sides in SIDES.items() if any(_twins(names, *pair) for pair in sides))
-
-
-def _twins(names: Sequence[tuple[str, ...]], one: str, other: str) -> bool:
-    """Whether two names differ in nothing but this word."""
-    return any(tuple(other if word == one else word for word in name) in names for name in names if one in name)
+    return any(
+        tuple(right if word == left else word for word in name) in names
+        for left, right in (("left", "right"), ("l", "r"))
+        for name in names
+        if left in name
+    )
 
 
 def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

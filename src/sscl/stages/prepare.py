@@ -17,7 +17,7 @@ from sscl.core.memory import main_memory_bytes
 from sscl.core.plan import Plan
 from sscl.data.check import Finding
 from sscl.data.check_set import labels_from_values
-from sscl.data.planning import Fingerprint, fingerprint, make_plan, mirrored_classes
+from sscl.data.planning import Fingerprint, fingerprint, make_plan, tells_left_from_right
 from sscl.data.preprocess import preprocess, resample_label
 from sscl.data.source import Source
 from sscl.data.split import Split
@@ -154,18 +154,17 @@ def _plan(
 
 
 def _tell_mirrored(plan: Plan) -> None:
-    """What becomes of classes that a mirror image exchanges, going by their names."""
-    if not (axes := mirrored_classes(plan.labels)):
+    """What becomes of classes that a mirror image along x exchanges, going by their names."""
+    if not tells_left_from_right(plan.labels):
         return
-    if plan.rotate or plan.flip is True or plan.flip in axes:
+    if plan.rotate or plan.flip in (True, "x"):
         logger.warning(
-            "crops are turned or mirrored, which exchanges classes whose names tell sides apart (%s): they are hard to "
-            "learn so. Prepare with --set rotate=false --set flip=false, or leave both out.",
+            "crops are turned, or mirrored along x, which exchanges left and right, and class names tell them apart "
+            "(%s): they are hard to learn so. Prepare with --set rotate=false --set flip=y.",
             ", ".join(plan.labels[1:]),
         )
     else:
-        along = f"mirrored along {plan.flip} only" if plan.flip else "not mirrored"
-        logger.info("plan: crops are not turned, and %s, because that would exchange classes, by their names", along)
+        logger.info("plan: crops are not turned, and not mirrored along x: class names tell left from right")
 
 
 def _tell_clipped(plan: Plan, cases: Sequence[Fingerprint]) -> None:
