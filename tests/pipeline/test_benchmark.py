@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_set import Tiny
+from tiny_set import Tiny, copied_record
 from torch.utils.flop_counter import FlopCounterMode
 
 from sscl import cli
@@ -263,7 +263,7 @@ def test_wilcoxon_by_counting_signs() -> None:
 
 def records(tmp_path: Path, *names: str) -> list[Path]:
     for name in names:
-        shutil.copytree(RECORDS / name, tmp_path / name)
+        copied_record(RECORDS / name, tmp_path / name)
     return [tmp_path / name for name in names]
 
 

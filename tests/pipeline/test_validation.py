@@ -13,7 +13,17 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
-from tiny_set import LABELLED, TEST, UNLABELLED, Tiny, assert_equal_weights, make_source, prepared, weights
+from tiny_set import (
+    LABELLED,
+    TEST,
+    UNLABELLED,
+    Tiny,
+    assert_equal_weights,
+    copied_record,
+    make_source,
+    prepared,
+    weights,
+)
 
 from sscl import cli
 from sscl.core.errors import UserError
@@ -426,9 +436,9 @@ def test_a_recipe_without_the_field_is_one_without_validation(tiny: Tiny, tmp_pa
 def kept(tmp_path: Path) -> Path:
     """Records of two methods, each with its last weights and, as if there had been validation, with its best ones."""
     for name in ("vnet_8_0", "mean_teacher_8_0"):
-        shutil.copytree(RECORDS / name, tmp_path / name)
+        copied_record(RECORDS / name, tmp_path / name)
         for number, field in (("best", {"select": "best"}), ("validated", {})):
-            copy = shutil.copytree(RECORDS / name, tmp_path / f"{name}_{number}")
+            copy = copied_record(RECORDS / name, tmp_path / f"{name}_{number}")
             facts = json.loads((copy / "record.json").read_text())
             (copy / "record.json").write_text(json.dumps(facts | field))
             recipe = yaml.safe_load((copy / "recipe.yaml").read_text())

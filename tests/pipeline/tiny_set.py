@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sscl.core.files import read_sealed
 from sscl.stages.prepare import prepare
 
 LABELLED, UNLABELLED, TEST = ("a1", "a2", "a3"), ("b1", "b2", "b3"), ("t1", "t2")
@@ -128,3 +130,11 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def copied_record(record: Path, to: Path) -> Path:
+    """Without its digests, as those of earlier versions, so that a test may change what it holds."""
+    shutil.copytree(record, to)
+    facts = read_sealed(to / "record.json")
+    (to / "record.json").write_text(json.dumps({key: value for key, value in facts.items() if key != "files"}))
+    return to

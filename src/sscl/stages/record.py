@@ -160,7 +160,9 @@ def record(run: Path, predictions: Path, out: Path) -> Path:
             "versions": {"engine": ENGINE_VERSION, "method": METHODS[recipe.method].version},
             "commit": stage["commit"],
             "minutes": round(stage["seconds"] / 60, 1),
-            "iterations_per_second": round(recipe.iterations / stage["seconds"], 3),
+            "iterations_per_second": round(
+                recipe.iterations / max(stage["seconds"], 0.1), 3
+            ),  # they are rounded to that
             "peak_memory_mib": round(stage["peak_memory_bytes"] / 2**20),
             "predict_seconds": read_stage(predictions, "seconds")["seconds"],
             "files": {name: sha256(out / name) for name in (RECIPE, "metrics.csv", SCORES, SUMMARY)},
