@@ -285,6 +285,7 @@ FOUND = [  # of one file of a target, what is replaced, by what
     ("prepared", "data/dataset.json", r'"cases": \{', '"cases": {"x": "a",'),
     ("prepared", "data/split.json", '"d"', '"e"'),
     ("prepared", "data/stage.json", '"config": {', '"config": 0.5, "x": {'),
+    ("prepared", "data/stage.json", r'"preset": \w+', '"preset": []'),
     ("run", "runs/tested/recipe.yaml", r"plan:\n( .*\n)+", "plan: x\n"),
     ("run", "runs/tested/recipe.yaml", "width: 1", "width: 2"),
     ("report", "runs/tested/recipe.yaml", "(?s).+", "[]"),

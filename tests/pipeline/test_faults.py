@@ -322,7 +322,7 @@ def test_memory_and_descriptors_stay_flat(tiny: Tiny, tmp_path: Path) -> None:
     resident, blocks, descriptors, shared = grown
     print(f"{iterations} iterations, {time.monotonic() - began:.0f} s: {resident} bytes, {blocks} objects")
     assert (descriptors, shared) == (0, 0)
-    assert resident < 4 * 2**20
+    assert resident <= 4 * 2**20  # the system gives it in steps of 2 MiB or more
     assert blocks < 2000
 
 

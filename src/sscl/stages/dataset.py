@@ -115,7 +115,10 @@ def open_dataset(folder: Path, with_store: bool = True) -> Dataset:
         raise UserError(f"{folder / SPLIT}: case '{stray[0]}' is not in {DATASET}. Prepare the data set again.")
     cropped = [] if Path(values[DATASET]["source"]).is_absolute() else ["cropped"]
     digest = json_digest([values[PLAN], values[SPLIT], values[STAGE]["inputs"], *cropped])
-    return Dataset(folder, values[DATASET], split, plan, values[STAGE]["config"].get("preset"), digest)
+    preset = values[STAGE]["config"].get("preset")
+    if not (preset is None or isinstance(preset, str)):
+        raise UserError(f"{folder / STAGE}: damaged: its preset is {preset!r}. {AGAIN}")
+    return Dataset(folder, values[DATASET], split, plan, preset, digest)
 
 
 def read_noted(folder: Path, name: str, *keys: str) -> dict[str, Any]:
